@@ -1,0 +1,260 @@
+"""Configuration: defaults < config.toml < environment, as frozen structs.
+
+Every key is a field here and stands, commented, in `config.toml`. An unknown key or an
+impossible value stops the start with a line that names it.
+"""
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from messaging_server.errors import StartupError
+
+ENVIRONMENT_PREFIX = "MESSAGING_"
+MASK = "********"
+
+PositiveInt = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+PositiveSeconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of config.toml."""
+
+
+class ServerConfig(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 3000
+    data_dir: str = ""
+    allowed_origins: tuple[str, ...] = ()
+    behind_proxy: tuple[str, ...] = ()
+    max_body_bytes: PositiveInt = 1_048_576
+    shutdown_seconds: PositiveSeconds = 5.0
+
+
+class DatabaseConfig(Section):
+    url: str = ""
+    pool_size: Annotated[int, Meta(ge=2, le=500)] = 10
+
+
+class AuthConfig(Section):
+    registration: Literal["admin", "open"] = "admin"
+    token_hours: Annotated[float, Meta(gt=0, le=8_760)] = 12.0
+    secret: str = ""
+    bcrypt_rounds: Annotated[int, Meta(ge=4, le=16)] = 12
+
+
+class LimitsConfig(Section):
+    enabled: bool = True
+    logins_per_minute_per_address: PositiveInt = 30
+    logins_per_minute_per_account: PositiveInt = 10
+    writes_per_minute_per_user: PositiveInt = 1_200
+    inbound_per_minute_per_key: PositiveInt = 12_000
+
+
+class RealtimeConfig(Section):
+    ping_seconds: PositiveSeconds = 25.0
+    pong_seconds: PositiveSeconds = 10.0
+    auth_seconds: PositiveSeconds = 10.0
+    typing_seconds: PositiveSeconds = 6.0
+    sockets_per_user: PositiveInt = 10
+    rooms_per_socket: PositiveInt = 128
+    commands_per_second: PositiveInt = 20
+    command_burst: PositiveInt = 40
+    fast_path: bool = True
+
+
+class AnalysisConfig(Section):
+    enabled: bool = True
+    quiet_seconds: PositiveSeconds = 10.0
+    max_wait_seconds: PositiveSeconds = 60.0
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 4
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 6
+
+
+class TagConfig(Section):
+    name: Annotated[str, Meta(min_length=1, max_length=50)]
+    description: str = ""
+
+
+class AiConfig(Section):
+    provider: Literal["local", "openai"] = "local"
+    model: str = ""
+    base_url: str = ""
+    api_key: str = ""
+    timeout_seconds: PositiveSeconds = 30.0
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    tags: tuple[TagConfig, ...] = ()
+
+
+class ClusterConfig(Section):
+    backplane: Literal["local"] = "local"
+
+
+class AdminConfig(Section):
+    enabled: bool = False
+
+
+class LogConfig(Section):
+    level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["auto", "pretty", "json"] = "auto"
+
+
+class Config(Section):
+    """The whole configuration; a section per concern."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    database: DatabaseConfig = field(default_factory=DatabaseConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    ai: AiConfig = field(default_factory=AiConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+SECRETS = frozenset({"auth.secret", "ai.api_key"})
+"""Keys whose values are never shown; passwords inside `database.url` are masked on their own."""
+
+CONVENTIONAL_VARIABLES = {"DATABASE_URL": ("database", "url"), "OPENAI_API_KEY": ("ai", "api_key")}
+
+
+def load_config(
+    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Mapping[str, Any]]
+) -> Config:
+    """Read `path` (None: no file), then the environment, then `overrides` (the command line).
+
+    Raises `StartupError` with one line that names the file or variable, the key and the rule.
+    """
+    values = _read_file(path) if path else {}
+    origins: dict[str, str] = {}
+    for variable, section, key, value in _environment(environ):
+        values.setdefault(section, {})[key] = value
+        origins[f"{section}.{key}"] = variable
+    for section, keys in overrides.items():
+        values.setdefault(section, {}).update(keys)
+    config = _convert(values, source=str(path) if path else "the environment", origins=origins)
+    _check(config)
+    return config
+
+
+def _read_file(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"{path}: can't be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StartupError(f"{path}: not valid TOML: {error}") from None
+    for section, keys in values.items():
+        if not isinstance(keys, dict):
+            raise StartupError(f"{path}: {section} must be a section, written [{section}]")
+    return values
+
+
+def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
+    for variable, (section, key) in CONVENTIONAL_VARIABLES.items():
+        if environ.get(variable):
+            yield variable, section, key, environ[variable]
+    for variable, text in sorted(environ.items()):
+        if variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
+            section, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__", 1)
+            yield variable, section, key, _parse(text, section, key)
+
+
+def _parse(text: str, section: str, key: str) -> Any:
+    """Lists are JSON arrays or separated by commas; everything else is converted by its type."""
+    if not isinstance(_default(section, key), tuple):
+        return text
+    if text.lstrip().startswith("["):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _default(section: str, key: str) -> Any:
+    return getattr(getattr(Config(), section, None), key, None)
+
+
+def _convert(values: Mapping[str, Any], *, source: str, origins: Mapping[str, str]) -> Config:
+    _refuse_unknown_keys(values, source, origins)
+    try:
+        return msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        rule, _, where = str(error).partition(" - at ")
+        key = where.strip("`").removeprefix("$.")
+        raise StartupError(f"{origins.get(key, source)}: {key}: {rule}") from None
+
+
+def _refuse_unknown_keys(
+    values: Mapping[str, Any], source: str, origins: Mapping[str, str]
+) -> None:
+    for section, keys in values.items():
+        default = getattr(Config(), section, None)
+        if default is None:
+            where = next((origins[o] for o in origins if o.startswith(f"{section}.")), source)
+            known = Config.__struct_fields__
+            raise StartupError(f"{where}: unknown section {section}{_suggest(section, known)}")
+        for key in keys:
+            if key not in default.__struct_fields__:
+                where = origins.get(f"{section}.{key}", source)
+                hint = _suggest(key, default.__struct_fields__)
+                raise StartupError(f"{where}: unknown key {section}.{key}{hint}")
+
+
+def _suggest(word: str, known: tuple[str, ...]) -> str:
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def _check(config: Config) -> None:
+    """Refuse what types can't: the rules between keys and inside strings."""
+    if config.analysis.max_wait_seconds < config.analysis.quiet_seconds:
+        raise StartupError("analysis.max_wait_seconds must not be below analysis.quiet_seconds")
+    if config.auth.secret and len(config.auth.secret.encode()) < 32:
+        raise StartupError("auth.secret must have at least 32 bytes")
+    if config.ai.provider == "openai" and not config.ai.model:
+        raise StartupError('ai.model must name a model when ai.provider is "openai"')
+    if config.ai.provider == "openai" and not (config.ai.api_key or config.ai.base_url):
+        raise StartupError(
+            "OPENAI_API_KEY (or ai.api_key), or ai.base_url of an endpoint without a key, must be "
+            'set when ai.provider is "openai"'
+        )
+    for origin in config.server.allowed_origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (parts.scheme not in ("http", "https") or origin.count("/") != 2):
+            raise StartupError(f"server.allowed_origins: {origin!r} is not like https://host[:port]")
+    for network in config.server.behind_proxy:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise StartupError(
+                f"server.behind_proxy: {network!r} is not an address or a network"
+            ) from None
+
+
+def masked(config: Config) -> dict[str, dict[str, Any]]:
+    """The configuration for people's eyes: secrets replaced by asterisks when they are set."""
+    shown: dict[str, dict[str, Any]] = msgspec.to_builtins(config)
+    for name in SECRETS:
+        section, key = name.split(".")
+        if shown[section][key]:
+            shown[section][key] = MASK
+    shown["database"]["url"] = mask_password(config.database.url)
+    return shown
+
+
+def mask_password(url: str) -> str:
+    """`url` without its password, in the authority or among the parameters."""
+    url = re.sub(r"(?<=[?&])(password=)[^&]*", rf"\1{MASK}", url)
+    return re.sub(r"(://[^:/@]*):.*@", rf"\1:{MASK}@", url)

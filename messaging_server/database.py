@@ -1,0 +1,232 @@
+"""The connection pool and the unit of work.
+
+Every statement passes through `Database`, which turns what Postgres reports into the domain's
+errors: a database that is away or full is `Unavailable`, text it can't store is
+`ValidationFailed`. Facts are published after the outermost commit, never inside a transaction.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+from loguru import logger
+from piccolo.engine.postgres import PostgresEngine
+
+from messaging_server.errors import StartupError, Unavailable, ValidationFailed
+from messaging_server.events import Bus, Event
+from messaging_server.tables import TABLES
+
+MINIMUM_POSTGRES = 14
+STATEMENT_TIMEOUT_SECONDS = 30
+ACQUIRE_TIMEOUT_SECONDS = 5
+RETRY_AFTER_SECONDS = 2
+
+POSTGRES_PARAMETERS = frozenset(
+    "host port user password dbname passfile sslmode sslcert sslkey sslrootcert sslcrl "
+    "sslpassword ssl_min_protocol_version ssl_max_protocol_version target_session_attrs "
+    "krbsrvname gsslib options application_name".split()
+)
+"""What asyncpg understands in a URL; Prisma's `schema`, `connection_limit`… are not among it."""
+
+AWAY = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InternalClientError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresIOError,
+)
+UNSTORABLE = (
+    asyncpg.CharacterNotInRepertoireError,
+    asyncpg.UntranslatableCharacterError,
+    asyncpg.NumericValueOutOfRangeError,
+)
+
+
+class Engine(PostgresEngine):
+    """Piccolo's engine without the connections that its constructor opens."""
+
+    def __init__(self) -> None:
+        super().__init__(config={})
+
+    async def check_version(self) -> None:
+        """Done by `Database.start`, which knows how to say what is wrong."""
+
+    async def prep_database(self) -> None:
+        """No extensions are needed."""
+
+
+ENGINE = Engine()
+for _table in TABLES:
+    _table._meta.db = ENGINE
+
+
+async def _keep_session(_connection: asyncpg.Connection) -> None:
+    """Replaces asyncpg's reset, which doubles the cost of a query.
+
+    Nothing here changes a session: `set local` only.
+    """
+
+
+class Transaction:
+    """One open transaction; what is published on it is stated once it has committed."""
+
+    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
+        self.connection = connection
+        self.events: list[Event] = []
+
+    def publish(self, event: Event) -> None:
+        self.events.append(event)
+
+
+_current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
+
+
+class Database:
+    """The pool of one process. Inside `transaction()`, statements run on its connection."""
+
+    def __init__(self, dsn: str, *, pool_size: int, bus: Bus) -> None:
+        self.dsn = clean_dsn(dsn)
+        self._pool_size = pool_size
+        self._bus = bus
+        self.pool: asyncpg.Pool | None = None
+
+    async def start(self) -> None:
+        """Open the pool; raises `StartupError` when the database can't be used."""
+        try:
+            self.pool = await asyncpg.create_pool(
+                self.dsn,
+                min_size=min(2, self._pool_size),
+                max_size=self._pool_size,
+                max_inactive_connection_lifetime=60,
+                reset=_keep_session,
+                timeout=ACQUIRE_TIMEOUT_SECONDS,
+                command_timeout=STATEMENT_TIMEOUT_SECONDS,
+                server_settings={"application_name": "messaging_server", "timezone": "UTC"},
+            )
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StartupError(f"The database can't be reached: {error}") from None
+        ENGINE.pool = self.pool
+        version = int(await self.fetch_value("select current_setting('server_version_num')::int"))
+        if version < MINIMUM_POSTGRES * 10_000:
+            raise StartupError(
+                f"Postgres {version // 10_000} is too old: {MINIMUM_POSTGRES} or later is needed"
+            )
+
+    async def stop(self) -> None:
+        if self.pool is None:
+            return
+        try:
+            await asyncio.wait_for(self.pool.close(), timeout=3)
+        except TimeoutError:
+            self.pool.terminate()
+        ENGINE.pool = None
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        with translated_errors():
+            async with self._connection() as connection:
+                return await connection.fetch(sql, *arguments)
+
+    async def fetch_row(self, sql: str, *arguments: Any) -> asyncpg.Record | None:
+        with translated_errors():
+            async with self._connection() as connection:
+                return await connection.fetchrow(sql, *arguments)
+
+    async def fetch_value(self, sql: str, *arguments: Any) -> Any:
+        with translated_errors():
+            async with self._connection() as connection:
+                return await connection.fetchval(sql, *arguments)
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        """Returns the command tag, e.g. `UPDATE 3`."""
+        with translated_errors():
+            async with self._connection() as connection:
+                tag: str = await connection.execute(sql, *arguments)
+                return tag
+
+    async def run(self, query: Any) -> Any:
+        """Run a Piccolo query, in the open transaction if there is one."""
+        template, arguments = query.querystrings[0].compile_string(engine_type="postgres")
+        return await self.fetch(template, *arguments)
+
+    def publish(self, event: Event) -> None:
+        """State a fact: after the commit inside a transaction, at once outside."""
+        transaction = _current.get()
+        if transaction is None:
+            self._bus.publish(event)
+        else:
+            transaction.publish(event)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Commit at the end, roll back on any error; a nested one joins the outer.
+
+        The connection goes back to the pool whatever commit and rollback do.
+        """
+        outer = _current.get()
+        if outer is not None:
+            yield outer
+            return
+        with translated_errors():
+            async with self._acquire() as connection, connection.transaction():
+                transaction = Transaction(connection)
+                token = _current.set(transaction)
+                try:
+                    yield transaction
+                finally:
+                    _current.reset(token)
+        for event in transaction.events:
+            self._bus.publish(event)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        transaction = _current.get()
+        if transaction is not None:
+            yield transaction.connection
+        else:
+            async with self._acquire() as connection:
+                yield connection
+
+    def _acquire(self) -> Any:
+        if self.pool is None:
+            raise Unavailable("The server is starting or shutting down", retry_after_seconds=1)
+        return self.pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what Postgres and asyncpg raise into the domain's errors; others pass."""
+    try:
+        yield
+    except UNSTORABLE as error:
+        raise ValidationFailed(f"A value can't be stored: {error}") from error
+    except AWAY as error:
+        logger.warning("The database is unavailable: {}", repr(error))
+        raise Unavailable(
+            "The database is unavailable", retry_after_seconds=RETRY_AFTER_SECONDS
+        ) from error
+
+
+def clean_dsn(dsn: str) -> str:
+    """`dsn` without the parameters that only Prisma knows, which Postgres would refuse."""
+    parts = urlsplit(dsn)
+    known = [(key, value) for key, value in parse_qsl(parts.query) if key in POSTGRES_PARAMETERS]
+    return urlunsplit(parts._replace(query=urlencode(known)))
+
+
+def is_unique_violation(error: asyncpg.UniqueViolationError, index: str) -> bool:
+    return error.constraint_name == index
+
+
+def row_count(tag: str) -> int:
+    """The number of rows in a command tag such as `UPDATE 3`."""
+    return int(re.split(r"\s", tag)[-1])

@@ -1,0 +1,437 @@
+"""The HTTP edge: who is calling, strict bodies and queries, errors as JSON, limits, pagination.
+
+A route declares `opt` keys to loosen the defaults: everything needs a user's token unless
+`PUBLIC` or `API_KEY`, and `ADMIN_ONLY` refuses agents. What a caller may *see* is never
+decided here but in the SQL of each query.
+"""
+
+import base64
+import binascii
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+import litestar
+import msgspec
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.enums import MediaType
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.handlers import BaseRouteHandler
+from litestar.params import QueryParameter
+from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Message as AsgiMessage
+from loguru import logger
+from msgspec import Struct
+from uuid_utils.compat import uuid4
+
+from messaging_server import errors, metrics
+from messaging_server.config import Config
+from messaging_server.database import Database
+from messaging_server.errors import DomainError, FieldError, ValidationFailed
+from messaging_server.models import Caller
+
+T = TypeVar("T")
+
+PREFIX = "/api/v1"
+PUBLIC = {"public": True}
+ADMIN_ONLY = {"admin_only": True}
+API_KEY = {"api_key": True}
+
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+
+PageLimit = Annotated[int, QueryParameter(ge=1, le=100, description="Items a page.")]
+PageCursor = Annotated[
+    str | None,
+    QueryParameter(max_length=500, description="`nextCursor` of the page before."),
+]
+
+
+class Success(Struct, Generic[T], frozen=True, kw_only=True):
+    """The envelope of every answer that is not an error."""
+
+    status: Literal["success"] = "success"
+    data: T
+
+
+class ErrorBody(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What went wrong; `missed` comes only with a stale `expectedLastSeq`."""
+
+    code: str
+    message: str
+    details: tuple[FieldError, ...]
+    request_id: str
+    missed: Any = None
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """The envelope of every error."""
+
+    status: Literal["error"] = "error"
+    error: ErrorBody
+
+
+class Authenticator:
+    """How the edge learns who is calling; `app` provides the functions of `users` and `inboxes`."""
+
+    def __init__(
+        self,
+        *,
+        user: Callable[[str], Awaitable[Caller]],
+        api_key: Callable[[str], Awaitable[UUID]],
+    ) -> None:
+        self.user = user
+        self.api_key = api_key
+
+
+class Limiter:
+    """Counts in windows of a minute; raises `RateLimited` with the time to wait."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._strategy = FixedWindowRateLimiter(MemoryStorage())
+        self._items: dict[int, RateLimitItemPerMinute] = {}
+
+    def check(self, per_minute: int, *key: str) -> None:
+        if not self._enabled:
+            return
+        item = self._items.get(per_minute)
+        if item is None:
+            item = self._items[per_minute] = RateLimitItemPerMinute(per_minute)
+        if not self._strategy.hit(item, *key):
+            reset_at = self._strategy.get_window_stats(item, *key).reset_time
+            raise errors.RateLimited(
+                "Too many requests", retry_after_seconds=max(1, reset_at - time.time())
+            )
+
+
+class AppState(State):
+    """What the composition root gives to the routes."""
+
+    config: Config
+    database: Database
+    authenticator: Authenticator
+    limiter: Limiter
+
+
+class Request(litestar.Request[Caller, str, AppState]):
+    """A request whose JSON body is decoded strictly into the type its handler declares."""
+
+    @property
+    def database(self) -> Database:
+        database: Database = self.app.state.database
+        return database
+
+    @property
+    def caller(self) -> Caller:
+        caller: Caller = self.scope["user"]
+        return caller
+
+    @property
+    def api_key_id(self) -> UUID:
+        key_id: UUID = self.scope["auth"]
+        return key_id
+
+    @property
+    def address(self) -> str:
+        return self.client.host if self.client else "unknown"
+
+    async def json(self) -> Any:
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise errors.UnsupportedMediaType("Content-Type must be application/json")
+        body = await self.body()
+        value = _decoder(self.route_handler).decode(body)
+        if b"\\u0000" in body:
+            refuse_nul(msgspec.to_builtins(value), path="")
+        return value
+
+
+_decoders: dict[BaseRouteHandler, msgspec.json.Decoder[Any]] = {}
+
+
+def _decoder(handler: Any) -> msgspec.json.Decoder[Any]:
+    decoder = _decoders.get(handler)
+    if decoder is None:
+        decoder = _decoders[handler] = msgspec.json.Decoder(handler.parsed_data_field.annotation)
+    return decoder
+
+
+def refuse_nul(value: Any, *, path: str) -> None:
+    """Raise for the first text with a NUL, which Postgres can't store; `path` is where it is."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValidationFailed.of(path or "body", "must not contain a NUL character")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_nul(key, path=path)
+            refuse_nul(item, path=f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_nul(item, path=f"{path}[{index}]")
+
+
+# --- Who is calling ---------------------------------------------------------------------------
+
+
+async def authorize(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """The guard of every route: a known query, a valid token, the right role, not too often."""
+    if connection.scope["query_string"]:
+        refuse_unknown_query(connection, handler)
+    options = handler.opt
+    if options.get("public"):
+        return
+    state = connection.app.state
+    if options.get("api_key"):
+        key_id = connection.scope["auth"] = await state.authenticator.api_key(bearer(connection))
+        state.limiter.check(
+            state.config.limits.inbound_per_minute_per_key, "inbound", str(key_id)
+        )
+        return
+    caller = connection.scope["user"] = await state.authenticator.user(bearer(connection))
+    if options.get("admin_only") and not caller.is_admin:
+        raise errors.Forbidden("Only an ADMIN may do this")
+    if connection.scope["method"] != "GET":
+        state.limiter.check(
+            state.config.limits.writes_per_minute_per_user, "writes", str(caller.id)
+        )
+
+
+def bearer(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """The token of `Authorization: Bearer …` (RFC 6750)."""
+    for name, value in connection.scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            if scheme.lower() == b"bearer" and token:
+                return str(token.strip(), "latin-1")
+            break
+    raise errors.Unauthenticated("A token is needed: Authorization: Bearer …")
+
+
+_query_names: dict[BaseRouteHandler, frozenset[str]] = {}
+
+
+def refuse_unknown_query(
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+) -> None:
+    """An unknown, doubled or unreadable query parameter is an error that names it."""
+    known = _query_names.get(handler)
+    if known is None:
+        known = _query_names[handler] = frozenset(_declared_query_names(handler))
+    query = connection.scope["query_string"]
+    if b"%00" in query or b"\0" in query:
+        raise ValidationFailed("The query must not contain a NUL character")
+    seen = set()
+    for name, value in connection.query_params.multi_items():
+        if name not in known:
+            raise ValidationFailed.of(name, "is not a query parameter of this call")
+        if name in seen:
+            raise ValidationFailed.of(name, "must be given once")
+        if "\ufffd" in value:
+            raise ValidationFailed.of(name, "must be valid UTF-8")
+        seen.add(name)
+
+
+def _declared_query_names(handler: BaseRouteHandler) -> list[str]:
+    parameters = handler.parsed_fn_signature.parameters
+    return [
+        field.kwarg_definition.query or name
+        for name, field in parameters.items()
+        if isinstance(field.kwarg_definition, QueryParameter)
+    ]
+
+
+# --- Errors -----------------------------------------------------------------------------------
+
+
+def failure_response(request: litestar.Request[Any, Any, Any], error: DomainError) -> Any:
+    body = ErrorBody(
+        code=error.code,
+        message=error.message,
+        details=error.details,
+        request_id=request.scope.get("request_id", ""),
+        missed=getattr(error, "missed", None),
+    )
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return litestar.Response(
+        msgspec.json.encode(Failure(error=body)),
+        status_code=error.status,
+        media_type=MediaType.JSON,
+        headers=headers,
+    )
+
+
+def handle_domain_error(request: litestar.Request[Any, Any, Any], error: DomainError) -> Any:
+    return failure_response(request, error)
+
+
+def handle_bad_body(request: litestar.Request[Any, Any, Any], error: Exception) -> Any:
+    """What decoding raises: msgspec's errors, invalid UTF-8, absurd nesting."""
+    if isinstance(error, msgspec.ValidationError):
+        return failure_response(request, validation_failed(error))
+    reason = {
+        UnicodeDecodeError: "The body is not valid UTF-8",
+        RecursionError: "The body is nested too deeply",
+    }.get(type(error), f"The body is not valid JSON: {error}")
+    return failure_response(request, ValidationFailed(reason))
+
+
+_REQUIRED = re.compile(r"Object missing required field `([^`]+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`")
+
+
+def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
+    """msgspec's error with the field that it names; a missing field names its parent first."""
+    rule, _, where = str(error).partition(" - at ")
+    path = where.strip("`").removeprefix("$").lstrip(".")
+    for pattern, text in ((_REQUIRED, "is required"), (_UNKNOWN, "is not a known field")):
+        if match := pattern.match(rule):
+            return ValidationFailed.of(".".join(filter(None, (path, match[1]))), text)
+    return ValidationFailed.of(path or "body", rule[:1].lower() + rule[1:])
+
+
+_BY_STATUS: dict[int, type[DomainError]] = {
+    error.status: error
+    for error in (
+        errors.ValidationFailed,
+        errors.Unauthenticated,
+        errors.Forbidden,
+        errors.NotFound,
+        errors.MethodNotAllowed,
+        errors.TooLarge,
+        errors.UnsupportedMediaType,
+        errors.RateLimited,
+        errors.Unavailable,
+    )
+}
+
+
+def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPException) -> Any:
+    """Litestar's own errors in the contract's shape; their detail may hold the whole URL."""
+    if isinstance(error, ValidationException):
+        details = [_field_error(item) for item in error.extra if isinstance(item, dict)]
+        message = "; ".join(f"{item.field}: {item.message}" for item in details)
+        return failure_response(
+            request, ValidationFailed(message or "The request is not valid", details=details)
+        )
+    if error.status_code >= 500:
+        return handle_defect(request, error)
+    kind = _BY_STATUS.get(error.status_code, errors.ValidationFailed)
+    message = {404: "Not found", 405: "Method not allowed", 413: "The body is too large"}
+    response = failure_response(
+        request, kind(message.get(error.status_code, "The request is not valid"))
+    )
+    for name, value in (error.headers or {}).items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _field_error(item: Mapping[str, Any]) -> FieldError:
+    message = str(item.get("message", "is not valid"))
+    return FieldError(str(item.get("key", "request")), message[:1].lower() + message[1:])
+
+
+def handle_defect(request: litestar.Request[Any, Any, Any], error: Exception) -> Any:
+    """A 500; the traceback goes to the log under the request id."""
+    logger.opt(exception=error).error(
+        "Unhandled error in {} {}", request.scope["method"], request.scope.get("path_template", "")
+    )
+    return failure_response(request, errors.InternalError("Internal server error"))
+
+
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    DomainError: handle_domain_error,
+    msgspec.MsgspecError: handle_bad_body,
+    UnicodeDecodeError: handle_bad_body,
+    RecursionError: handle_bad_body,
+    HTTPException: handle_http_exception,
+    Exception: handle_defect,
+}
+
+
+# --- Pagination -------------------------------------------------------------------------------
+
+C = TypeVar("C", bound=Struct)
+
+
+def encode_cursor(cursor: Struct) -> str:
+    """Opaque to clients: unpadded URL-safe base64 of msgpack."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).rstrip(b"=").decode()
+
+
+def decode_cursor(text: str, kind: type[C]) -> C:
+    """Raises `ValidationFailed` for anything that `encode_cursor` did not make of a `kind`."""
+    try:
+        padded = text.encode() + b"=" * (-len(text) % 4)
+        data = base64.b64decode(padded, altchars=b"-_", validate=True)
+        return msgspec.msgpack.decode(data, type=kind)
+    except (binascii.Error, msgspec.MsgspecError, ValueError, RecursionError):
+        raise ValidationFailed.of("cursor", "is not one that this list gave out") from None
+
+
+# --- Around every request ---------------------------------------------------------------------
+
+
+class Edge:
+    """Wraps the whole application: request id, security headers, access log, metrics."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        scope["request_id"] = request_id.decode("ascii")  # type: ignore[typeddict-unknown-key]  # ours
+        status = 0
+
+        async def send_with_headers(message: AsgiMessage) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", request_id), *SECURITY_HEADERS]
+                if not any(name == b"content-security-policy" for name, _ in message["headers"]):
+                    headers.append(API_POLICY)
+                message["headers"] = headers
+            await send(message)
+
+        with logger.contextualize(request_id=scope["request_id"]):  # type: ignore[typeddict-item]  # ours
+            try:
+                await self._app(scope, receive, send_with_headers)
+            finally:
+                _record(scope, status, time.perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return bytes(value)
+    return uuid4().hex.encode()
+
+
+def _record(scope: Scope, status: int, seconds: float) -> None:
+    """Metrics by route template, so that labels stay few; one line in the access log."""
+    route = str(scope.get("path_template") or "unknown")
+    method = str(scope.get("method"))
+    metrics.REQUESTS.labels(method, route, str(status)).inc()
+    metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
+    logger.bind(method=method, route=route, status=status, ms=round(seconds * 1000, 2)).debug(
+        "request"
+    )

@@ -1,0 +1,255 @@
+"""The nouns: what the API shows, in the shape in which it shows it.
+
+Python names are snake_case and JSON names camelCase; times are strings in RFC 3339, UTC,
+with `Z` and milliseconds. Nothing here knows storage or transport.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
+
+from msgspec import Meta, Struct
+
+Timestamp = Annotated[
+    str, Meta(extra_json_schema={"format": "date-time"}, examples=["2026-01-31T12:00:00.000Z"])
+]
+
+T = TypeVar("T")
+
+TRANSCRIPT_MESSAGES = 30
+SUMMARY_CHARACTERS = 200
+PREVIEW_CHARACTERS = 120
+MAX_TAGS = 5
+
+
+def timestamp(at: datetime) -> str:
+    """`at`, which must be aware, as the API writes it."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Role(StrEnum):
+    ADMIN = "ADMIN"
+    SALES_AGENT = "SALES_AGENT"
+
+
+class Status(StrEnum):
+    OPEN = "OPEN"
+    SNOOZED = "SNOOZED"
+    RESOLVED = "RESOLVED"
+
+
+class Priority(StrEnum):
+    HIGH = "HIGH"
+    MEDIUM = "MEDIUM"
+    LOW = "LOW"
+
+
+class Source(StrEnum):
+    """Who decided a priority or tags; what a person set, the AI does not overwrite."""
+
+    AI = "AI"
+    HUMAN = "HUMAN"
+
+
+class SenderType(StrEnum):
+    LEAD = "LEAD"
+    AGENT = "AGENT"
+    SYSTEM = "SYSTEM"
+
+
+class ContentType(StrEnum):
+    TEXT = "TEXT"
+    IMAGE = "IMAGE"
+    FILE = "FILE"
+    AUDIO = "AUDIO"
+    VIDEO = "VIDEO"
+
+
+class Model(Struct, frozen=True, kw_only=True, rename="camel"):
+    """The base of what the API sends."""
+
+
+class Request(
+    Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True
+):
+    """The base of what the API receives; an unknown field is an error that names it."""
+
+
+class Page(Model, Generic[T]):
+    """One page of a list; `next_cursor` is null on the last."""
+
+    items: Sequence[T]
+    next_cursor: str | None
+
+
+class Caller(Model):
+    """Who is asking: an active user with a valid token."""
+
+    id: UUID
+    email: str
+    name: str | None
+    role: Role
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role is Role.ADMIN
+
+
+class User(Model):
+    id: UUID
+    email: str
+    name: str | None
+    role: Role
+    active: bool
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class UserIdentity(Model):
+    id: UUID
+    email: str
+    name: str | None
+    role: Role
+
+
+class Lead(Model):
+    id: UUID
+    name: str
+    email: str | None
+    phone: str | None
+    attributes: Mapping[str, Any]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class AssignedAgent(Model):
+    id: UUID
+    email: str
+    name: str | None
+
+
+class Sender(Model):
+    id: UUID
+    name: str
+
+
+class LastMessage(Model):
+    """The newest public message; `preview` is its first characters on one line."""
+
+    seq: int
+    sender_type: SenderType
+    content_type: ContentType
+    preview: str
+    created_at: Timestamp
+
+
+class AiView(Model):
+    """What the analyser thinks, also where a person decided otherwise."""
+
+    summary: str
+    priority: Priority
+    tags: Sequence[str]
+    updated_at: Timestamp
+    analyzed_through_seq: int
+    provider: str
+
+
+class Conversation(Model):
+    """A conversation as one user sees it: `unread_count` is that user's own."""
+
+    id: UUID
+    lead: Lead
+    assigned_agent: AssignedAgent | None
+    status: Status
+    priority: Priority | None
+    priority_source: Source
+    tags: Sequence[str]
+    tags_source: Source
+    summary: str | None
+    ai: AiView | None
+    last_message: LastMessage | None
+    last_seq: int
+    unread_count: int
+    waiting_since: Timestamp | None
+    snoozed_until: Timestamp | None
+    created_at: Timestamp
+    updated_at: Timestamp
+    version: int
+
+
+class Attachment(Model):
+    id: UUID
+    file_name: str
+    content_type: str
+    size_bytes: int
+    url: str
+
+
+class Message(Model):
+    """One entry of a conversation's log; `seq` has no gaps and follows the commit order."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    sender_type: SenderType
+    sender: Sender | None
+    content_type: ContentType
+    content_text: str | None
+    media_url: str | None
+    attachments: Sequence[Attachment]
+    private: bool
+    client_message_id: str | None
+    created_at: Timestamp
+
+
+class TranscriptMessage(Struct, frozen=True, kw_only=True):
+    """A public message as the analyser reads it."""
+
+    sender: SenderType
+    text: str
+
+
+class AnalysisResult(Struct, frozen=True, kw_only=True):
+    """What an analyser found; `priority_reason` is a short English sentence."""
+
+    summary: str
+    priority: Priority
+    priority_reason: str | None
+    tags: tuple[str, ...]
+    language: str | None
+
+
+class AnalysisStatus(StrEnum):
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+class Analysis(Model):
+    """One run of an analyser over a conversation; part of its history."""
+
+    id: UUID
+    conversation_id: UUID
+    status: AnalysisStatus
+    trigger: str
+    provider: str
+    model: str
+    through_seq: int
+    attempt: int
+    summary: str | None
+    priority: Priority | None
+    priority_reason: str | None
+    tags: Sequence[str]
+    language: str | None
+    error: str | None
+    latency_milliseconds: int
+    created_at: Timestamp
+
+
+class ApiKey(Model):
+    id: UUID
+    name: str
+    prefix: str
+    created_at: Timestamp
+    last_used_at: Timestamp | None

@@ -1,0 +1,161 @@
+"""All tables, as the query builder sees them; the migrations make them.
+
+Only `queries.py` modules import this. Columns that only SQL text touches (the analysis
+schedule, counters, search) are part of the tables all the same: a test compares both.
+"""
+
+from piccolo.columns import (
+    UUID,
+    Array,
+    BigInt,
+    Boolean,
+    Bytea,
+    DoublePrecision,
+    ForeignKey,
+    Integer,
+    JSONB,
+    Text,
+    Timestamptz,
+)
+from piccolo.table import Table
+from uuid_utils.compat import uuid7
+
+
+class Users(Table, tablename="users"):
+    id = UUID(primary_key=True, default=uuid7)
+    email = Text()
+    name = Text(null=True, default=None)
+    password_hash = Text(secret=True)
+    role = Text()
+    active = Boolean(default=True)
+    token_version = Integer(default=0)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+
+
+class Leads(Table, tablename="leads"):
+    id = UUID(primary_key=True, default=uuid7)
+    external_id = Text(null=True, default=None)
+    name = Text()
+    email = Text(null=True, default=None)
+    phone = Text(null=True, default=None)
+    attributes = JSONB(default="{}")
+    created_by = ForeignKey(Users)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+
+
+class Conversations(Table, tablename="conversations"):
+    id = UUID(primary_key=True, default=uuid7)
+    external_id = Text(null=True, default=None)
+    lead_id = ForeignKey(Leads, null=False)
+    assigned_agent_id = ForeignKey(Users)
+    status = Text(default="OPEN")
+    priority = Text(null=True, default=None)
+    priority_source = Text(default="AI")
+    tags = Array(base_column=Text(), default=list)
+    tags_source = Text(default="AI")
+    ai_summary = Text(null=True, default=None)
+    ai_priority = Text(null=True, default=None)
+    ai_tags = Array(base_column=Text(), default=list)
+    ai_provider = Text(null=True, default=None)
+    ai_updated_at = Timestamptz(null=True, default=None)
+    last_seq = Integer(default=0)
+    last_public_seq = Integer(default=0)
+    lead_message_count = Integer(default=0)
+    last_message_sender_type = Text(null=True, default=None)
+    last_message_content_type = Text(null=True, default=None)
+    last_message_preview = Text(null=True, default=None)
+    last_message_at = Timestamptz(null=True, default=None)
+    last_activity_at = Timestamptz()
+    waiting_since = Timestamptz(null=True, default=None)
+    first_lead_message_at = Timestamptz(null=True, default=None)
+    first_reply_seconds = DoublePrecision(null=True, default=None)
+    snoozed_until = Timestamptz(null=True, default=None)
+    analysis_due_at = Timestamptz(null=True, default=None)
+    analysis_first_at = Timestamptz(null=True, default=None)
+    analysis_trigger = Text(null=True, default=None)
+    analyzed_seq = Integer(default=0)
+    analysis_attempts = Integer(default=0)
+    analysis_error = Text(null=True, default=None)
+    analysis_failed_at = Timestamptz(null=True, default=None)
+    lease_until = Timestamptz(null=True, default=None)
+    lease_token = UUID(null=True, default=None)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+    version = Integer(default=1)
+
+
+class Messages(Table, tablename="messages"):
+    id = UUID(primary_key=True, default=uuid7)
+    conversation_id = ForeignKey(Conversations, null=False)
+    seq = Integer()
+    sender_type = Text()
+    sender_id = UUID(null=True, default=None)
+    content_type = Text(default="TEXT")
+    content_text = Text(null=True, default=None)
+    media_url = Text(null=True, default=None)
+    private = Boolean(default=False)
+    client_message_id = Text(null=True, default=None)
+    external_id = Text(null=True, default=None)
+    lead_message_count = Integer()
+    created_at = Timestamptz()
+
+
+class ConversationReads(Table, tablename="conversation_reads"):
+    id = UUID(primary_key=True, default=uuid7)
+    conversation_id = ForeignKey(Conversations, null=False)
+    user_id = ForeignKey(Users, null=False)
+    seq = Integer()
+    lead_message_count = Integer()
+    updated_at = Timestamptz()
+
+
+class Analyses(Table, tablename="analyses"):
+    id = UUID(primary_key=True, default=uuid7)
+    conversation_id = ForeignKey(Conversations, null=False)
+    status = Text()
+    trigger = Text()
+    provider = Text()
+    model = Text()
+    through_seq = Integer()
+    attempt = Integer()
+    summary = Text(null=True, default=None)
+    priority = Text(null=True, default=None)
+    priority_reason = Text(null=True, default=None)
+    tags = Array(base_column=Text(), default=list)
+    language = Text(null=True, default=None)
+    error = Text(null=True, default=None)
+    latency_milliseconds = Integer()
+    created_at = Timestamptz()
+
+
+class ApiKeys(Table, tablename="api_keys"):
+    id = UUID(primary_key=True, default=uuid7)
+    name = Text()
+    prefix = Text()
+    key_hash = Bytea(secret=True)
+    created_by = ForeignKey(Users)
+    created_at = Timestamptz()
+    last_used_at = Timestamptz(null=True, default=None)
+
+
+class ConversationCounts(Table, tablename="conversation_counts"):
+    id = BigInt(primary_key=True)
+    assigned_agent_id = UUID(null=True, default=None)
+    status = Text()
+    priority = Text(null=True, default=None)
+    waiting = Boolean()
+    count = Integer()
+
+
+TABLES: tuple[type[Table], ...] = (
+    Users,
+    Leads,
+    Conversations,
+    Messages,
+    ConversationReads,
+    Analyses,
+    ApiKeys,
+    ConversationCounts,
+)
