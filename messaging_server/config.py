@@ -29,7 +29,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of config.toml."""
 
 
-class ServerConfig(Section):
+class ServerConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 3000
     data_dir: str = ""
@@ -39,19 +39,19 @@ class ServerConfig(Section):
     shutdown_seconds: PositiveSeconds = 5.0
 
 
-class DatabaseConfig(Section):
+class DatabaseConfig(Section, frozen=True):
     url: str = ""
     pool_size: Annotated[int, Meta(ge=2, le=500)] = 10
 
 
-class AuthConfig(Section):
+class AuthConfig(Section, frozen=True):
     registration: Literal["admin", "open"] = "admin"
     token_hours: Annotated[float, Meta(gt=0, le=8_760)] = 12.0
     secret: str = ""
     bcrypt_rounds: Annotated[int, Meta(ge=4, le=16)] = 12
 
 
-class LimitsConfig(Section):
+class LimitsConfig(Section, frozen=True):
     enabled: bool = True
     logins_per_minute_per_address: PositiveInt = 30
     logins_per_minute_per_account: PositiveInt = 10
@@ -59,7 +59,7 @@ class LimitsConfig(Section):
     inbound_per_minute_per_key: PositiveInt = 12_000
 
 
-class RealtimeConfig(Section):
+class RealtimeConfig(Section, frozen=True):
     ping_seconds: PositiveSeconds = 25.0
     pong_seconds: PositiveSeconds = 10.0
     auth_seconds: PositiveSeconds = 10.0
@@ -71,7 +71,7 @@ class RealtimeConfig(Section):
     fast_path: bool = True
 
 
-class AnalysisConfig(Section):
+class AnalysisConfig(Section, frozen=True):
     enabled: bool = True
     quiet_seconds: PositiveSeconds = 10.0
     max_wait_seconds: PositiveSeconds = 60.0
@@ -79,12 +79,12 @@ class AnalysisConfig(Section):
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 6
 
 
-class TagConfig(Section):
+class TagConfig(Section, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=50)]
     description: str = ""
 
 
-class AiConfig(Section):
+class AiConfig(Section, frozen=True):
     provider: Literal["local", "openai"] = "local"
     model: str = ""
     base_url: str = ""
@@ -94,20 +94,20 @@ class AiConfig(Section):
     tags: tuple[TagConfig, ...] = ()
 
 
-class ClusterConfig(Section):
+class ClusterConfig(Section, frozen=True):
     backplane: Literal["local"] = "local"
 
 
-class AdminConfig(Section):
+class AdminConfig(Section, frozen=True):
     enabled: bool = False
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True):
     level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["auto", "pretty", "json"] = "auto"
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole configuration; a section per concern."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -233,7 +233,9 @@ def _check(config: Config) -> None:
     for origin in config.server.allowed_origins:
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or origin.count("/") != 2):
-            raise StartupError(f"server.allowed_origins: {origin!r} is not like https://host[:port]")
+            raise StartupError(
+                f"server.allowed_origins: {origin!r} is not like https://host[:port]"
+            )
     for network in config.server.behind_proxy:
         try:
             ipaddress.ip_network(network)

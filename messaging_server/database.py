@@ -7,7 +7,7 @@ errors: a database that is away or full is `Unavailable`, text it can't store is
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -25,11 +25,32 @@ MINIMUM_POSTGRES = 14
 STATEMENT_TIMEOUT_SECONDS = 30
 ACQUIRE_TIMEOUT_SECONDS = 5
 RETRY_AFTER_SECONDS = 2
+PLANNING_CONNECTIONS = 3
+NOT_RUNNING = "The server is starting or shutting down"
 
 POSTGRES_PARAMETERS = frozenset(
-    "host port user password dbname passfile sslmode sslcert sslkey sslrootcert sslcrl "
-    "sslpassword ssl_min_protocol_version ssl_max_protocol_version target_session_attrs "
-    "krbsrvname gsslib options application_name".split()
+    {
+        "host",
+        "port",
+        "user",
+        "password",
+        "dbname",
+        "database",
+        "passfile",
+        "options",
+        "application_name",
+        "krbsrvname",
+        "gsslib",
+        "target_session_attrs",
+        "sslmode",
+        "sslcert",
+        "sslkey",
+        "sslrootcert",
+        "sslcrl",
+        "sslpassword",
+        "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
+    }
 )
 """What asyncpg understands in a URL; Prisma's `schema`, `connection_limit`… are not among it."""
 
@@ -99,19 +120,14 @@ class Database:
         self._pool_size = pool_size
         self._bus = bus
         self.pool: asyncpg.Pool | None = None
+        self._planning_pool: asyncpg.Pool | None = None
 
     async def start(self) -> None:
         """Open the pool; raises `StartupError` when the database can't be used."""
         try:
-            self.pool = await asyncpg.create_pool(
-                self.dsn,
-                min_size=min(2, self._pool_size),
-                max_size=self._pool_size,
-                max_inactive_connection_lifetime=60,
-                reset=_keep_session,
-                timeout=ACQUIRE_TIMEOUT_SECONDS,
-                command_timeout=STATEMENT_TIMEOUT_SECONDS,
-                server_settings={"application_name": "messaging_server", "timezone": "UTC"},
+            self.pool = await self._open_pool(min_size=2, max_size=self._pool_size)
+            self._planning_pool = await self._open_pool(
+                min_size=0, max_size=PLANNING_CONNECTIONS, plan_cache_mode="force_custom_plan"
             )
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StartupError(f"The database can't be reached: {error}") from None
@@ -122,19 +138,49 @@ class Database:
                 f"Postgres {version // 10_000} is too old: {MINIMUM_POSTGRES} or later is needed"
             )
 
+    def _open_pool(self, *, min_size: int, max_size: int, **settings: str) -> Any:
+        return asyncpg.create_pool(
+            self.dsn,
+            min_size=min_size,
+            max_size=max_size,
+            max_inactive_connection_lifetime=60,
+            reset=_keep_session,
+            timeout=ACQUIRE_TIMEOUT_SECONDS,
+            command_timeout=STATEMENT_TIMEOUT_SECONDS,
+            server_settings={
+                "application_name": "messaging_server",
+                "timezone": "UTC",
+                **settings,
+            },
+        )
+
     async def stop(self) -> None:
-        if self.pool is None:
-            return
-        try:
-            await asyncio.wait_for(self.pool.close(), timeout=3)
-        except TimeoutError:
-            self.pool.terminate()
         ENGINE.pool = None
+        for pool in (self.pool, self._planning_pool):
+            if pool is None:
+                continue
+            try:
+                await asyncio.wait_for(pool.close(), timeout=3)
+            except TimeoutError:
+                pool.terminate()
 
     async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         with translated_errors():
             async with self._connection() as connection:
-                return await connection.fetch(sql, *arguments)
+                rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
+        return rows
+
+    async def fetch_planned(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Like `fetch`, planned anew for these arguments, on a connection of its own.
+
+        For searches: how rare a word or tag is decides which index is the right one.
+        """
+        if self._planning_pool is None:
+            raise Unavailable(NOT_RUNNING, retry_after_seconds=1)
+        with translated_errors():
+            async with self._planning_pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
+                rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
+        return rows
 
     async def fetch_row(self, sql: str, *arguments: Any) -> asyncpg.Record | None:
         with translated_errors():
@@ -198,7 +244,7 @@ class Database:
 
     def _acquire(self) -> Any:
         if self.pool is None:
-            raise Unavailable("The server is starting or shutting down", retry_after_seconds=1)
+            raise Unavailable(NOT_RUNNING, retry_after_seconds=1)
         return self.pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
 
 
@@ -221,10 +267,6 @@ def clean_dsn(dsn: str) -> str:
     parts = urlsplit(dsn)
     known = [(key, value) for key, value in parse_qsl(parts.query) if key in POSTGRES_PARAMETERS]
     return urlunsplit(parts._replace(query=urlencode(known)))
-
-
-def is_unique_violation(error: asyncpg.UniqueViolationError, index: str) -> bool:
-    return error.constraint_name == index
 
 
 def row_count(tag: str) -> int:

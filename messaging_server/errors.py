@@ -14,6 +14,10 @@ class StartupError(Exception):
     """The server can't start; its message is one line for the operator, exit code 1."""
 
 
+class DataDirectoryInUse(StartupError):
+    """Another server works on this data directory."""
+
+
 class FieldError(Struct, frozen=True):
     """One thing wrong with one field of a request; `field` is a dotted camelCase path."""
 

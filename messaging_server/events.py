@@ -18,7 +18,7 @@ class Event(Struct, frozen=True, kw_only=True):
     """Something that has been committed."""
 
 
-class MessageCreated(Event):
+class MessageCreated(Event, frozen=True):
     """A message was appended; `version` and `assigned_agent_id` are the conversation's then."""
 
     message: Message
@@ -26,19 +26,19 @@ class MessageCreated(Event):
     assigned_agent_id: UUID | None
 
 
-class ConversationCreated(Event):
+class ConversationCreated(Event, frozen=True):
     conversation_id: UUID
     assigned_agent_id: UUID | None
 
 
-class ConversationUpdated(Event):
+class ConversationUpdated(Event, frozen=True):
     """Something of the conversation's state changed, its `version` grew."""
 
     conversation_id: UUID
     version: int
 
 
-class ConversationAssigned(Event):
+class ConversationAssigned(Event, frozen=True):
     """The assignment changed; whoever lost sight of the conversation must stop hearing of it."""
 
     conversation: Conversation
@@ -47,13 +47,13 @@ class ConversationAssigned(Event):
     version: int
 
 
-class ConversationsDeleted(Event):
+class ConversationsDeleted(Event, frozen=True):
     """The conversations of an erased lead are gone."""
 
     conversation_ids: tuple[UUID, ...]
 
 
-class ConversationRead(Event):
+class ConversationRead(Event, frozen=True):
     """A user moved a read mark; only that user's own view changed."""
 
     conversation_id: UUID
@@ -61,7 +61,7 @@ class ConversationRead(Event):
     seq: int
 
 
-class AnalysisCompleted(Event):
+class AnalysisCompleted(Event, frozen=True):
     """An analysis was saved; the fields are the AI's own view."""
 
     conversation_id: UUID
@@ -72,14 +72,14 @@ class AnalysisCompleted(Event):
     version: int
 
 
-class LeadUpdated(Event):
+class LeadUpdated(Event, frozen=True):
     """A lead's data changed, and with it how its conversations look."""
 
     lead_id: UUID
     conversation_ids: tuple[UUID, ...]
 
 
-class AccessRevoked(Event):
+class AccessRevoked(Event, frozen=True):
     """All tokens issued to this user so far are void."""
 
     user_id: UUID
@@ -104,5 +104,5 @@ class Bus:
         for subscriber in self._subscribers.get(type(event), ()):
             try:
                 subscriber(event)
-            except Exception:  # one subscriber's defect must not undo a committed write
+            except Exception:  # noqa: BLE001  # one subscriber's defect must not undo a committed write
                 logger.exception("A subscriber of {} failed", type(event).__name__)

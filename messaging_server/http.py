@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
-from litestar.enums import MediaType
+from litestar.enums import MediaType, ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.handlers import BaseRouteHandler
 from litestar.params import QueryParameter
@@ -34,7 +34,7 @@ from messaging_server import errors, metrics
 from messaging_server.config import Config
 from messaging_server.database import Database
 from messaging_server.errors import DomainError, FieldError, ValidationFailed
-from messaging_server.models import Caller
+from messaging_server.models import Caller, Page
 
 T = TypeVar("T")
 
@@ -185,7 +185,9 @@ def refuse_nul(value: Any, *, path: str) -> None:
 # --- Who is calling ---------------------------------------------------------------------------
 
 
-async def authorize(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def authorize(
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+) -> None:
     """The guard of every route: a known query, a valid token, the right role, not too often."""
     if connection.scope["query_string"]:
         refuse_unknown_query(connection, handler)
@@ -195,14 +197,12 @@ async def authorize(connection: ASGIConnection[Any, Any, Any, Any], handler: Bas
     state = connection.app.state
     if options.get("api_key"):
         key_id = connection.scope["auth"] = await state.authenticator.api_key(bearer(connection))
-        state.limiter.check(
-            state.config.limits.inbound_per_minute_per_key, "inbound", str(key_id)
-        )
+        state.limiter.check(state.config.limits.inbound_per_minute_per_key, "inbound", str(key_id))
         return
     caller = connection.scope["user"] = await state.authenticator.user(bearer(connection))
     if options.get("admin_only") and not caller.is_admin:
         raise errors.Forbidden("Only an ADMIN may do this")
-    if connection.scope["method"] != "GET":
+    if connection.scope.get("method") != "GET":
         state.limiter.check(
             state.config.limits.writes_per_minute_per_user, "writes", str(caller.id)
         )
@@ -260,7 +260,7 @@ def failure_response(request: litestar.Request[Any, Any, Any], error: DomainErro
         code=error.code,
         message=error.message,
         details=error.details,
-        request_id=request.scope.get("request_id", ""),
+        request_id=str(request.scope.get("request_id", "")),
         missed=getattr(error, "missed", None),
     )
     headers = {}
@@ -321,20 +321,23 @@ _BY_STATUS: dict[int, type[DomainError]] = {
 }
 
 
+_MESSAGES = {404: "Not found", 405: "Method not allowed", 413: "The body is too large"}
+
+
 def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPException) -> Any:
     """Litestar's own errors in the contract's shape; their detail may hold the whole URL."""
     if isinstance(error, ValidationException):
-        details = [_field_error(item) for item in error.extra if isinstance(item, dict)]
-        message = "; ".join(f"{item.field}: {item.message}" for item in details)
+        items = error.extra if isinstance(error.extra, list) else []
+        details = [_field_error(item) for item in items if isinstance(item, dict)]
+        text = "; ".join(f"{item.field}: {item.message}" for item in details)
         return failure_response(
-            request, ValidationFailed(message or "The request is not valid", details=details)
+            request, ValidationFailed(text or "The request is not valid", details=details)
         )
     if error.status_code >= 500:
         return handle_defect(request, error)
     kind = _BY_STATUS.get(error.status_code, errors.ValidationFailed)
-    message = {404: "Not found", 405: "Method not allowed", 413: "The body is too large"}
     response = failure_response(
-        request, kind(message.get(error.status_code, "The request is not valid"))
+        request, kind(_MESSAGES.get(error.status_code, "The request is not valid"))
     )
     for name, value in (error.headers or {}).items():
         response.headers.setdefault(name, value)
@@ -384,6 +387,12 @@ def decode_cursor(text: str, kind: type[C]) -> C:
         raise ValidationFailed.of("cursor", "is not one that this list gave out") from None
 
 
+def page(items: Sequence[T], following: Struct | None) -> Success[Page[T]]:
+    """The answer of a list; `following` is the cursor of the next page."""
+    next_cursor = encode_cursor(following) if following is not None else None
+    return Success(data=Page(items=items, next_cursor=next_cursor))
+
+
 # --- Around every request ---------------------------------------------------------------------
 
 
@@ -394,7 +403,7 @@ class Edge:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()

@@ -72,19 +72,24 @@ class Model(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Request(
-    Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True
+    Struct,
+    frozen=True,
+    kw_only=True,
+    rename="camel",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
 ):
     """The base of what the API receives; an unknown field is an error that names it."""
 
 
-class Page(Model, Generic[T]):
+class Page(Model, Generic[T], frozen=True):
     """One page of a list; `next_cursor` is null on the last."""
 
     items: Sequence[T]
     next_cursor: str | None
 
 
-class Caller(Model):
+class Caller(Model, frozen=True):
     """Who is asking: an active user with a valid token."""
 
     id: UUID
@@ -97,7 +102,7 @@ class Caller(Model):
         return self.role is Role.ADMIN
 
 
-class User(Model):
+class User(Model, frozen=True):
     id: UUID
     email: str
     name: str | None
@@ -107,14 +112,14 @@ class User(Model):
     updated_at: Timestamp
 
 
-class UserIdentity(Model):
+class UserIdentity(Model, frozen=True):
     id: UUID
     email: str
     name: str | None
     role: Role
 
 
-class Lead(Model):
+class Lead(Model, frozen=True):
     id: UUID
     name: str
     email: str | None
@@ -124,18 +129,18 @@ class Lead(Model):
     updated_at: Timestamp
 
 
-class AssignedAgent(Model):
+class AssignedAgent(Model, frozen=True):
     id: UUID
     email: str
     name: str | None
 
 
-class Sender(Model):
+class Sender(Model, frozen=True):
     id: UUID
     name: str
 
 
-class LastMessage(Model):
+class LastMessage(Model, frozen=True):
     """The newest public message; `preview` is its first characters on one line."""
 
     seq: int
@@ -145,7 +150,7 @@ class LastMessage(Model):
     created_at: Timestamp
 
 
-class AiView(Model):
+class AiView(Model, frozen=True):
     """What the analyser thinks, also where a person decided otherwise."""
 
     summary: str
@@ -156,7 +161,7 @@ class AiView(Model):
     provider: str
 
 
-class Conversation(Model):
+class Conversation(Model, frozen=True):
     """A conversation as one user sees it: `unread_count` is that user's own."""
 
     id: UUID
@@ -179,7 +184,7 @@ class Conversation(Model):
     version: int
 
 
-class Attachment(Model):
+class Attachment(Model, frozen=True):
     id: UUID
     file_name: str
     content_type: str
@@ -187,7 +192,7 @@ class Attachment(Model):
     url: str
 
 
-class Message(Model):
+class Message(Model, frozen=True):
     """One entry of a conversation's log; `seq` has no gaps and follows the commit order."""
 
     id: UUID
@@ -226,7 +231,7 @@ class AnalysisStatus(StrEnum):
     FAILED = "FAILED"
 
 
-class Analysis(Model):
+class Analysis(Model, frozen=True):
     """One run of an analyser over a conversation; part of its history."""
 
     id: UUID
@@ -247,7 +252,7 @@ class Analysis(Model):
     created_at: Timestamp
 
 
-class ApiKey(Model):
+class ApiKey(Model, frozen=True):
     id: UUID
     name: str
     prefix: str

@@ -6,7 +6,8 @@ two. Core Postgres 14 features only.
 """
 
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
-from piccolo.engine import engine_finder
+
+from messaging_server.database import ENGINE
 
 ID = "2026-11-23T00:00:00:000001"
 VERSION = "1.38.0"
@@ -39,6 +40,7 @@ create table leads (
 );
 create unique index leads_external_id on leads (external_id) where external_id is not null;
 create index leads_email on leads (lower(email)) where email is not null;
+create index leads_phone on leads (phone) where phone is not null;
 create index leads_created on leads (created_at, id);
 
 create table conversations (
@@ -230,10 +232,10 @@ async def forwards() -> MigrationManager:
     manager = MigrationManager(migration_id=ID, app_name="messaging", description=DESCRIPTION)
 
     async def create_schema() -> None:
-        engine = engine_finder()
-        assert engine is not None
+        transaction = ENGINE.current_transaction.get()
+        assert transaction is not None
         for script in (TABLES, LEAD_SEARCH, COUNTERS):
-            await engine.run_ddl(script)
+            await transaction.connection.execute(script)
 
     manager.add_raw(create_schema)
     return manager

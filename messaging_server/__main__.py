@@ -1,0 +1,168 @@
+"""The command line: `python -m messaging_server [COMMAND]`; without a command it serves."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from messaging_server.config import Config, load_config, masked
+from messaging_server.errors import DomainError, StartupError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_CONFIG = Path("config.toml")
+
+
+class OneLineErrors(click.Group):
+    """Expected failures are one line on standard error and exit code 1, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StartupError as error:
+            click.echo(f"messaging_server: {error}", err=True)
+            ctx.exit(1)
+        except DomainError as error:
+            click.echo(f"messaging_server: {error.message}", err=True)
+            ctx.exit(1)
+
+
+def config_options(command: F) -> F:
+    """The options that every command takes."""
+    for option in (
+        click.option("--config", "config_path", type=click.Path(path_type=Path), metavar="FILE"),
+        click.option("--data-dir", metavar="DIR", help="Where the database lives."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_config(config_path: Path | None, data_dir: str | None, **server: Any) -> Config:
+    """config.toml of the current folder unless another is named; options win."""
+    import os
+
+    if config_path is None and DEFAULT_CONFIG.is_file():
+        config_path = DEFAULT_CONFIG
+    given = {"data_dir": data_dir, **server}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    return load_config(config_path, os.environ, {"server": overrides} if overrides else {})
+
+
+@click.group(cls=OneLineErrors, invoke_without_command=True)
+@click.version_option(version("messaging-server"), prog_name="messaging_server")
+@click.option("--host", metavar="ADDRESS")
+@click.option("--port", type=int)
+@config_options
+@click.pass_context
+def main(ctx: click.Context, /, **options: Any) -> None:
+    """A shared inbox that triages itself. Without a command: serve."""
+    ctx.obj = options
+    if ctx.invoked_subcommand is None:
+        run_server(**options)
+
+
+@main.command()
+@click.option("--host", metavar="ADDRESS")
+@click.option("--port", type=int)
+@config_options
+@click.pass_obj
+def serve(common: dict[str, Any], /, **options: Any) -> None:
+    """Run the server (the default)."""
+    run_server(**merged(common, options))
+
+
+def merged(common: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options may stand before or behind the command; those behind win."""
+    return {**common, **{key: value for key, value in options.items() if value is not None}}
+
+
+def run_server(
+    *, config_path: Path | None, data_dir: str | None, host: str | None, port: int | None
+) -> None:
+    config = read_config(config_path, data_dir, host=host, port=port)
+    from messaging_server import serving
+    from messaging_server.logs import configure_logging
+
+    configure_logging(config.log)
+    listener = serving.listen(config)
+    with serving.running_database(config) as complete:
+        welcome(config, serving.url_of(listener), serving.data_dir(config))
+        serving.serve(complete, listener)
+    click.echo("Stopped.", err=True)
+
+
+def welcome(config: Config, url: str, data_dir: Path) -> None:
+    database = "external (DATABASE_URL)" if config.database.url else "embedded Postgres"
+    click.echo(
+        f"\n  messaging_server {version('messaging-server')}\n\n"
+        f"  Address     {url}\n"
+        f"  API         {url}/docs\n"
+        f"  Data        {data_dir} ({database})\n"
+        f"  First user  python -m messaging_server create-user you@example.com\n"
+        f"              or POST {url}/api/v1/auth/register; the first user becomes ADMIN\n"
+        f"  Stop        Ctrl-C\n",
+        err=True,
+    )
+
+
+@main.command("create-user")
+@click.argument("email")
+@click.option("--name")
+@click.option("--role", type=click.Choice(["ADMIN", "SALES_AGENT"]))
+@click.option("--password", help="Asked for when not given.", envvar="MESSAGING_PASSWORD")
+@config_options
+@click.pass_obj
+def create_user(
+    common: dict[str, Any],
+    /,
+    *,
+    email: str,
+    name: str | None,
+    role: str | None,
+    password: str | None,
+    **options: Any,
+) -> None:
+    """Create a user; the first one becomes ADMIN. Works while the server runs."""
+    from messaging_server.commands import create_user_now
+
+    options = merged(common, options)
+    config = read_config(options["config_path"], options["data_dir"])
+    if password is None:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    user = create_user_now(config, email=email, password=password, name=name, role=role)
+    click.echo(f"Created {user.email} ({user.role}).")
+
+
+@main.command()
+@config_options
+@click.pass_obj
+def migrate(common: dict[str, Any], /, **options: Any) -> None:
+    """Bring the database's schema up to date (the server does it too when it starts)."""
+    from messaging_server.commands import migrate_now
+
+    options = merged(common, options)
+    count = migrate_now(read_config(options["config_path"], options["data_dir"]))
+    click.echo(f"{count} migrations run." if count else "The schema is up to date.")
+
+
+@main.command("check-config")
+@config_options
+@click.pass_obj
+def check_config(common: dict[str, Any], /, **options: Any) -> None:
+    """Print the configuration in force, secrets masked; exit 1 when it is not valid."""
+    import json
+
+    options = merged(common, options)
+    config = read_config(options["config_path"], options["data_dir"])
+    for section, keys in masked(config).items():
+        click.echo(f"[{section}]")
+        for key, value in keys.items():
+            click.echo(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+        click.echo()
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog_name="python -m messaging_server"))

@@ -1,0 +1,173 @@
+"""`/conversations` and their messages."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from litestar import Response, get, patch, post
+from litestar.params import FromPath, JSONBody, QueryParameter
+
+from messaging_server.conversations import search, service
+from messaging_server.conversations.message_queries import MessageCursor
+from messaging_server.conversations.queries import ConversationCursor
+from messaging_server.conversations.search import Filters
+from messaging_server.conversations.service import (
+    AssignmentRequest,
+    ConversationChanges,
+    NewConversation,
+    NewMessage,
+    ReadMark,
+    ReadRequest,
+)
+from messaging_server.errors import ValidationFailed
+from messaging_server.http import (
+    ADMIN_ONLY,
+    PageCursor,
+    PageLimit,
+    Request,
+    Success,
+    decode_cursor,
+    page,
+)
+from messaging_server.models import Conversation, Message, Page, Priority, Status
+
+Tag = Annotated[str | None, QueryParameter(min_length=1, max_length=50)]
+Agent = Annotated[UUID | None, QueryParameter(query="assignedAgentId")]
+AfterSeq = Annotated[int | None, QueryParameter(query="afterSeq", ge=0, le=2_147_483_647)]
+
+
+@get("/conversations", tags=["Conversations"])
+async def list_conversations(
+    request: Request,
+    priority: Annotated[Priority | None, QueryParameter()] = None,
+    tag: Tag = None,
+    status: Annotated[Status | None, QueryParameter()] = None,
+    assigned_agent_id: Agent = None,
+    unassigned: Annotated[bool | None, QueryParameter()] = None,
+    unreplied: Annotated[bool | None, QueryParameter()] = None,
+    search_text: Annotated[
+        str | None, QueryParameter(query="search", min_length=1, max_length=200)
+    ] = None,
+    limit: PageLimit = 20,
+    cursor: PageCursor = None,
+) -> Success[Page[Conversation]]:
+    """Conversations, newest activity first; all filters that are given must hold."""
+    conversations, following = await search.list_conversations(
+        request.database,
+        request.caller,
+        Filters(
+            priority=priority,
+            tag=tag,
+            status=status,
+            assigned_agent_id=assigned_agent_id,
+            unassigned=unassigned,
+            unreplied=unreplied,
+            search=search_text,
+        ),
+        limit=limit,
+        cursor=decode_cursor(cursor, ConversationCursor) if cursor else None,
+    )
+    return page(conversations, following)
+
+
+@post("/conversations", tags=["Conversations"])
+async def create_conversation(
+    request: Request, data: JSONBody[NewConversation]
+) -> Success[Conversation]:
+    """Start a conversation with a known lead (`leadId`) or a new one (`lead`)."""
+    return Success(data=await service.create_conversation(request.database, request.caller, data))
+
+
+@get("/conversations/{conversation_id:uuid}", tags=["Conversations"])
+async def fetch_conversation(
+    request: Request, conversation_id: FromPath[UUID]
+) -> Success[Conversation]:
+    """One conversation."""
+    return Success(
+        data=await service.fetch_conversation(request.database, request.caller, conversation_id)
+    )
+
+
+@patch("/conversations/{conversation_id:uuid}", tags=["Conversations"])
+async def update_conversation(
+    request: Request, conversation_id: FromPath[UUID], data: JSONBody[ConversationChanges]
+) -> Success[Conversation]:
+    """Change status, priority, tags or snooze; null hands priority or tags back to the AI."""
+    return Success(
+        data=await service.update_conversation(
+            request.database, request.caller, conversation_id, data
+        )
+    )
+
+
+@post(
+    "/conversations/{conversation_id:uuid}/assign",
+    opt=ADMIN_ONLY,
+    status_code=200,
+    tags=["Conversations"],
+)
+async def assign_conversation(
+    request: Request, conversation_id: FromPath[UUID], data: JSONBody[AssignmentRequest]
+) -> Success[Conversation]:
+    """Assign to an active user; null unassigns."""
+    return Success(
+        data=await service.assign_conversation(
+            request.database, request.caller, conversation_id, data.agent_id
+        )
+    )
+
+
+@post("/conversations/{conversation_id:uuid}/read", status_code=200, tags=["Conversations"])
+async def mark_read(
+    request: Request, conversation_id: FromPath[UUID], data: JSONBody[ReadRequest]
+) -> Success[ReadMark]:
+    """Move the caller's read mark forward to `seq`."""
+    return Success(
+        data=await service.mark_read(request.database, request.caller, conversation_id, data.seq)
+    )
+
+
+@get("/conversations/{conversation_id:uuid}/messages", tags=["Messages"])
+async def list_messages(
+    request: Request,
+    conversation_id: FromPath[UUID],
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
+    after_seq: AfterSeq = None,
+) -> Success[Page[Message]]:
+    """The log: newest first, or with `afterSeq` oldest first from there on."""
+    if cursor is not None and after_seq is not None:
+        raise ValidationFailed.of("cursor", "does not go with afterSeq")
+    position = decode_cursor(cursor, MessageCursor) if cursor else None
+    if after_seq is not None:
+        position = MessageCursor(after_seq, ascending=True)
+    messages, following = await service.list_messages(
+        request.database, request.caller, conversation_id, limit=limit, cursor=position
+    )
+    return page(messages, following)
+
+
+@post("/conversations/{conversation_id:uuid}/messages", tags=["Messages"])
+async def send_message(
+    request: Request, conversation_id: FromPath[UUID], data: JSONBody[NewMessage]
+) -> Response[Success[Message]]:
+    """Send a message. 201 once it is committed; 200 when this `clientMessageId` was sent before."""
+    sent = await service.send_message(
+        request.database,
+        request.caller,
+        conversation_id,
+        data,
+        debounce=request.app.state.debounce,
+    )
+    return Response(Success(data=sent.message), status_code=201 if sent.created else 200)
+
+
+route_handlers: list[Any] = [
+    list_conversations,
+    create_conversation,
+    fetch_conversation,
+    update_conversation,
+    assign_conversation,
+    mark_read,
+    list_messages,
+    send_message,
+]

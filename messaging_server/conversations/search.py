@@ -1,0 +1,144 @@
+"""The list of conversations: filters, full-text search, newest activity first.
+
+Messages are found by the words they hold (each search word may be the beginning of one), leads
+by any part of name, e-mail or phone. Only core Postgres is needed.
+"""
+
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
+
+from messaging_server.conversations.queries import (
+    COLUMNS,
+    JOINS,
+    ConversationCursor,
+    to_conversation,
+)
+from messaging_server.database import Database
+from messaging_server.leads.queries import search_condition, search_pattern
+from messaging_server.models import Caller, Conversation, Priority, Status
+
+MATCHING_LEADS = 1_000
+
+
+class Filters(Struct, frozen=True, kw_only=True):
+    """All that is given must hold."""
+
+    priority: Priority | None = None
+    tag: str | None = None
+    status: Status | None = None
+    assigned_agent_id: UUID | None = None
+    unassigned: bool | None = None
+    unreplied: bool | None = None
+    search: str | None = None
+
+
+class Statement:
+    """Collects conditions and their parameters, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.conditions: list[str] = []
+        self.arguments: list[Any] = []
+
+    def parameter(self, value: Any) -> str:
+        self.arguments.append(value)
+        return f"${len(self.arguments)}"
+
+    def where(self, condition: str) -> None:
+        self.conditions.append(condition)
+
+
+async def list_conversations(
+    database: Database,
+    caller: Caller,
+    filters: Filters,
+    *,
+    limit: int,
+    cursor: ConversationCursor | None,
+) -> tuple[list[Conversation], ConversationCursor | None]:
+    """One page in one query; the cursor of the next, if there is one."""
+    statement = Statement()
+    joins = JOINS.format(user_id=statement.parameter(caller.id))
+    add_conditions(statement, caller, filters, cursor)
+    size = statement.parameter(limit + 1)
+    matches = matching(statement, filters.search, size) if filters.search else None
+    source = f"({matches}) c" if matches else "conversations c"
+    sql = f"""
+        select {COLUMNS}
+        from {source} {joins}
+        {where(statement.conditions) if not matches else ""}
+        order by c.last_activity_at desc, c.id desc
+        limit {size}
+    """
+    planned = filters.search is not None or filters.tag is not None
+    fetch = database.fetch_planned if planned else database.fetch
+    rows = await fetch(sql, *statement.arguments)
+    last = rows[limit - 1] if len(rows) > limit else None
+    following = ConversationCursor(last["last_activity_at"], last["id"]) if last else None
+    return [to_conversation(row) for row in rows[:limit]], following
+
+
+def add_conditions(
+    statement: Statement, caller: Caller, filters: Filters, cursor: ConversationCursor | None
+) -> None:
+    if not caller.is_admin:
+        statement.where(f"c.assigned_agent_id = {statement.parameter(caller.id)}")
+    if filters.unassigned is not None:
+        statement.where(f"c.assigned_agent_id is {'' if filters.unassigned else 'not'} null")
+    if filters.assigned_agent_id is not None:
+        agent_id = statement.parameter(filters.assigned_agent_id)
+        statement.where(f"c.assigned_agent_id = {agent_id}")
+    if filters.priority is not None:
+        statement.where(f"c.priority = {statement.parameter(filters.priority)}")
+    if filters.status is not None:
+        statement.where(f"c.status = {statement.parameter(filters.status)}")
+    if filters.tag is not None:
+        statement.where(f"c.tags @> array[{statement.parameter(filters.tag)}::text]")
+    if filters.unreplied is not None:
+        unreplied = "(c.waiting_since is not null and c.status <> 'RESOLVED')"
+        statement.where(unreplied if filters.unreplied else f"not {unreplied}")
+    if cursor is not None:
+        activity, last_id = (
+            statement.parameter(cursor.last_activity_at),
+            statement.parameter(cursor.id),
+        )
+        statement.where(f"(c.last_activity_at, c.id) < ({activity}, {last_id}::uuid)")
+
+
+def where(conditions: list[str]) -> str:
+    return f"where {' and '.join(conditions)}" if conditions else ""
+
+
+def matching(statement: Statement, search: str, size: str) -> str:
+    """The newest conversations whose messages or whose lead match, as a subquery.
+
+    Two branches, each with its own index, each no longer than the page.
+    """
+    query = statement.parameter(text_query(search))
+    pattern = statement.parameter(search_pattern(search))
+    branches = (
+        f"""exists (
+            select 1 from messages m
+            where m.conversation_id = c.id
+                and to_tsvector('simple', m.content_text) @@ to_tsquery('simple', {query})
+        )""",
+        f"""c.lead_id = any(array(
+            select l.id from leads l where {search_condition(pattern)} limit {MATCHING_LEADS}
+        ))""",
+    )
+    return " union ".join(
+        f"""(
+            select c.* from conversations c
+            {where([*statement.conditions, branch])}
+            order by c.last_activity_at desc, c.id desc
+            limit {size}
+        )"""
+        for branch in branches
+    )
+
+
+def text_query(search: str) -> str:
+    """Every word must be in one message, in any order, each at least as a beginning."""
+    words = (word.replace("\\", "\\\\").replace("'", "''") for word in search.split())
+    return " & ".join(f"'{word}':*" for word in words)

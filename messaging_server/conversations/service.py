@@ -1,0 +1,451 @@
+"""Conversations and their messages: who says what where, and what follows from it.
+
+Facts are stated after the commit; this module knows neither sockets nor analysers.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import asyncpg
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from messaging_server import metrics
+from messaging_server.conversations import message_queries, queries
+from messaging_server.conversations.message_queries import Appended, Debounce, Draft, MessageCursor
+from messaging_server.database import Database
+from messaging_server.errors import Conflict, Forbidden, NotFound, ValidationFailed
+from messaging_server.events import (
+    ConversationAssigned,
+    ConversationCreated,
+    ConversationRead,
+    ConversationUpdated,
+    MessageCreated,
+)
+from messaging_server.leads import queries as lead_queries
+from messaging_server.leads.service import NewLead, check_attributes
+from messaging_server.models import (
+    PREVIEW_CHARACTERS,
+    Caller,
+    ContentType,
+    Conversation,
+    Message,
+    Model,
+    Priority,
+    Request,
+    Sender,
+    SenderType,
+    Status,
+    timestamp,
+)
+
+NO_SUCH_CONVERSATION = "No such conversation"
+MISSED_MESSAGES = 50
+
+ContentText = Annotated[str, Meta(min_length=1, max_length=10_000)]
+MediaUrl = Annotated[str, Meta(min_length=1, max_length=2_000)]
+ClientMessageId = Annotated[str, Meta(min_length=1, max_length=200)]
+Seq = Annotated[int, Meta(ge=0, le=2_147_483_647)]
+TagName = Annotated[str, Meta(min_length=1, max_length=50)]
+
+
+class MessageContent(Request, frozen=True):
+    """TEXT needs `contentText`; the other types need `mediaUrl`, and may have a caption."""
+
+    content_text: ContentText | None = None
+    content_type: ContentType = ContentType.TEXT
+    media_url: MediaUrl | None = None
+
+
+class NewMessage(MessageContent, frozen=True):
+    private: bool = False
+    client_message_id: ClientMessageId | None = None
+    expected_last_seq: Seq | None = None
+
+
+class NewConversation(Request, frozen=True):
+    """Either `leadId` or `lead`."""
+
+    lead_id: UUID | None = None
+    lead: NewLead | None = None
+    assigned_agent_id: UUID | None = None
+
+
+class ConversationChanges(Request, frozen=True):
+    status: Status | UnsetType = UNSET
+    priority: Priority | UnsetType | None = UNSET
+    tags: Annotated[list[TagName], Meta(max_length=20)] | UnsetType | None = UNSET
+    snoozed_until: Annotated[datetime, Meta(tz=True)] | UnsetType | None = UNSET
+
+
+class AssignmentRequest(Request, frozen=True):
+    agent_id: UUID | None
+
+
+class ReadRequest(Request, frozen=True):
+    seq: Seq
+
+
+class ReadMark(Model, frozen=True):
+    conversation_id: UUID
+    seq: int
+    unread_count: int
+
+
+class Sent(Struct, frozen=True):
+    """`created` is False when the message had been sent before."""
+
+    message: Message
+    created: bool
+
+
+class Opened(Struct, frozen=True):
+    """A conversation with what came after a given number; `reset`: there is too much of it."""
+
+    conversation: Conversation
+    messages: Sequence[Message]
+    reset: bool
+
+
+class StaleSend(Conflict):
+    """Somebody wrote meanwhile; `missed` has the messages (at most 50) and the newest `seq`."""
+
+    def __init__(self, missed: Sequence[Message]) -> None:
+        super().__init__("There are newer messages in this conversation")
+        self.missed = {"lastSeq": missed[-1].seq if missed else 0, "messages": missed}
+
+
+# --- Conversations ----------------------------------------------------------------------------
+
+
+async def fetch_conversation(
+    database: Database, caller: Caller, conversation_id: UUID
+) -> Conversation:
+    conversation = await queries.fetch_conversation(database, caller, conversation_id)
+    if conversation is None:
+        raise NotFound(NO_SUCH_CONVERSATION)
+    return conversation
+
+
+async def create_conversation(
+    database: Database, caller: Caller, request: NewConversation
+) -> Conversation:
+    """An agent's new conversation is the agent's own; an ADMIN may assign it to anyone."""
+    if (request.lead_id is None) == (request.lead is None):
+        raise ValidationFailed.of("lead", "exactly one of leadId and lead is required")
+    agent_id = request.assigned_agent_id
+    if not caller.is_admin and agent_id not in (None, caller.id):
+        raise Forbidden("Only an ADMIN may assign a conversation to somebody else")
+    if not caller.is_admin:
+        agent_id = caller.id
+    async with database.transaction():
+        await check_assignee(database, agent_id, field="assignedAgentId")
+        lead_id = await _lead_of(database, caller, request)
+        conversation_id = await queries.insert_conversation(
+            database, lead_id=lead_id, agent_id=agent_id
+        )
+        conversation = await fetch_conversation(database, caller, conversation_id)
+        database.publish(
+            ConversationCreated(conversation_id=conversation_id, assigned_agent_id=agent_id)
+        )
+    return conversation
+
+
+async def _lead_of(database: Database, caller: Caller, request: NewConversation) -> UUID:
+    if request.lead is None:
+        assert request.lead_id is not None
+        lead = await lead_queries.fetch_lead(database, caller, request.lead_id)
+        if lead is None:
+            raise NotFound("No such lead")
+        return lead.id
+    new = request.lead
+    check_attributes(new.attributes)
+    lead = await lead_queries.insert_lead(
+        database,
+        name=new.name,
+        email=new.email.strip() if new.email else None,
+        phone=new.phone,
+        attributes=new.attributes,
+        created_by=caller.id,
+    )
+    return lead.id
+
+
+async def check_assignee(database: Database, agent_id: UUID | None, *, field: str) -> None:
+    if agent_id is not None and not await queries.lock_active_user(database, agent_id):
+        raise ValidationFailed.of(field, "is not an active user")
+
+
+async def update_conversation(
+    database: Database, caller: Caller, conversation_id: UUID, request: ConversationChanges
+) -> Conversation:
+    changes = checked_changes(request)
+    if changes:
+        version = await queries.update_conversation(database, caller, conversation_id, changes)
+        if version is None:
+            raise NotFound(NO_SUCH_CONVERSATION)
+        database.publish(ConversationUpdated(conversation_id=conversation_id, version=version))
+    return await fetch_conversation(database, caller, conversation_id)
+
+
+def checked_changes(request: ConversationChanges) -> dict[str, Any]:
+    """The columns to set. `snoozedUntil` implies SNOOZED; any other status ends the snooze."""
+    changes = {
+        name: getattr(request, name)
+        for name in ConversationChanges.__struct_fields__
+        if getattr(request, name) is not UNSET
+    }
+    until = changes.get("snoozed_until")
+    if until is not None:
+        if changes.setdefault("status", Status.SNOOZED) is not Status.SNOOZED:
+            raise ValidationFailed.of("snoozedUntil", "goes only with status SNOOZED")
+        if until <= datetime.now(UTC):
+            raise ValidationFailed.of("snoozedUntil", "must be in the future")
+    elif "snoozed_until" in changes and "status" not in changes:
+        changes["status"] = Status.OPEN
+    if changes.get("tags"):
+        changes["tags"] = list(dict.fromkeys(changes["tags"]))
+    return changes
+
+
+async def assign_conversation(
+    database: Database, caller: Caller, conversation_id: UUID, agent_id: UUID | None
+) -> Conversation:
+    """Give the conversation to an active user, or to nobody; only for ADMINs."""
+    async with database.transaction():
+        await check_assignee(database, agent_id, field="agentId")
+        change = await queries.update_assignment(database, conversation_id, agent_id)
+        if change is None:
+            raise NotFound(NO_SUCH_CONVERSATION)
+        conversation = await fetch_conversation(database, caller, conversation_id)
+        if change.version is not None:
+            database.publish(
+                ConversationAssigned(
+                    conversation=conversation,
+                    previous_agent_id=change.previous_agent_id,
+                    assigned_agent_id=agent_id,
+                    version=change.version,
+                )
+            )
+    return conversation
+
+
+async def mark_read(
+    database: Database, caller: Caller, conversation_id: UUID, seq: int
+) -> ReadMark:
+    """Moves the caller's mark forward; a late or doubled call never moves it back."""
+    mark = await queries.upsert_read_mark(database, caller, conversation_id, seq)
+    if mark is None:
+        raise NotFound(NO_SUCH_CONVERSATION)
+    read_seq, unread = mark
+    database.publish(
+        ConversationRead(conversation_id=conversation_id, user_id=caller.id, seq=read_seq)
+    )
+    return ReadMark(conversation_id=conversation_id, seq=read_seq, unread_count=unread)
+
+
+async def wake_snoozed(database: Database) -> None:
+    """Reopen the conversations whose snooze is over."""
+    for conversation_id, version in await queries.wake_snoozed(database):
+        database.publish(ConversationUpdated(conversation_id=conversation_id, version=version))
+
+
+async def fetch_views(
+    database: Database, conversation_ids: Sequence[UUID], callers: Sequence[Caller]
+) -> list[tuple[UUID, Conversation]]:
+    """Each conversation as each caller sees it, with the caller's id."""
+    return await queries.fetch_views(database, conversation_ids, callers)
+
+
+async def fetch_heads(database: Database, conversation_ids: Sequence[UUID]) -> dict[UUID, int]:
+    return await queries.fetch_heads(database, conversation_ids)
+
+
+# --- Messages ---------------------------------------------------------------------------------
+
+
+async def send_message(
+    database: Database,
+    caller: Caller,
+    conversation_id: UUID,
+    message: NewMessage,
+    *,
+    debounce: Debounce,
+) -> Sent:
+    """Append an agent's message; a repeated `clientMessageId` finds the first one.
+
+    Raises `StaleSend` when there is a newer public message than the sender expected.
+    """
+    check_content(message)
+    draft = Draft(
+        conversation_id=conversation_id,
+        sender_type=SenderType.AGENT,
+        sender_id=caller.id,
+        content_type=message.content_type,
+        content_text=message.content_text,
+        media_url=message.media_url,
+        preview=preview_of(message),
+        private=message.private,
+        client_message_id=message.client_message_id,
+    )
+    try:
+        appended = await message_queries.append_message(
+            database,
+            draft,
+            only_agent_id=None if caller.is_admin else caller.id,
+            expected_last_seq=message.expected_last_seq,
+            debounce=debounce,
+        )
+    except asyncpg.UniqueViolationError:
+        return await _sent_before(database, caller, draft)
+    if appended is None:
+        return await _refused(database, caller, draft, message.expected_last_seq)
+    sender = Sender(id=caller.id, name=caller.name or caller.email.partition("@")[0])
+    return Sent(announce(database, draft, appended, sender), created=True)
+
+
+def announce(database: Database, draft: Draft, appended: Appended, sender: Sender) -> Message:
+    """State that `draft` was committed, and return it as the API shows it."""
+    message = Message(
+        id=appended.id,
+        conversation_id=draft.conversation_id,
+        seq=appended.seq,
+        sender_type=draft.sender_type,
+        sender=sender,
+        content_type=draft.content_type,
+        content_text=draft.content_text,
+        media_url=draft.media_url,
+        attachments=(),
+        private=draft.private,
+        client_message_id=draft.client_message_id,
+        created_at=timestamp(appended.created_at),
+    )
+    metrics.MESSAGES.labels(draft.sender_type.value).inc()
+    database.publish(
+        MessageCreated(
+            message=message,
+            version=appended.version,
+            assigned_agent_id=appended.assigned_agent_id,
+        )
+    )
+    return message
+
+
+async def _sent_before(database: Database, caller: Caller, draft: Draft) -> Sent:
+    await fetch_conversation(database, caller, draft.conversation_id)
+    assert draft.client_message_id is not None
+    first = await message_queries.fetch_by_client_id(
+        database, draft.conversation_id, caller.id, draft.client_message_id
+    )
+    if first is None:
+        raise Conflict("The message was sent at the same moment; try again")
+    same = (first.content_type, first.content_text, first.media_url, first.private) == (
+        draft.content_type,
+        draft.content_text,
+        draft.media_url,
+        draft.private,
+    )
+    if not same:
+        raise Conflict("This clientMessageId was used for another message")
+    return Sent(first, created=False)
+
+
+async def _refused(
+    database: Database, caller: Caller, draft: Draft, expected_last_seq: int | None
+) -> Sent:
+    """Say why nothing was appended: sent before, stale, or not visible."""
+    conversation = await fetch_conversation(database, caller, draft.conversation_id)
+    if draft.client_message_id is not None:
+        before = await message_queries.fetch_by_client_id(
+            database, draft.conversation_id, caller.id, draft.client_message_id
+        )
+        if before is not None:
+            return await _sent_before(database, caller, draft)
+    if expected_last_seq is None:  # it became visible between the two statements
+        raise NotFound(NO_SUCH_CONVERSATION)
+    missed = await message_queries.fetch_messages_between(
+        database,
+        draft.conversation_id,
+        after_seq=max(expected_last_seq, conversation.last_seq - MISSED_MESSAGES),
+        through_seq=conversation.last_seq,
+    )
+    raise StaleSend(missed)
+
+
+def check_content(content: MessageContent) -> None:
+    if content.content_type is ContentType.TEXT:
+        if not (content.content_text or "").strip():
+            raise ValidationFailed.of("contentText", "is required for a TEXT message")
+        if content.media_url is not None:
+            raise ValidationFailed.of("mediaUrl", "does not go with a TEXT message")
+        return
+    if content.media_url is None:
+        raise ValidationFailed.of(
+            "mediaUrl", f"is required for a message of type {content.content_type}"
+        )
+    check_media_url(content.media_url)
+
+
+def check_media_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
+    except ValueError:
+        valid = False
+    if not valid or " " in url:
+        raise ValidationFailed.of("mediaUrl", "must be an http or https address")
+
+
+def preview_of(content: MessageContent) -> str:
+    """The beginning of the text on one line; the type in brackets when there is none."""
+    text = " ".join((content.content_text or "")[: PREVIEW_CHARACTERS * 4].split())
+    if not text:
+        return f"[{content.content_type.value.lower()}]"
+    return text if len(text) <= PREVIEW_CHARACTERS else f"{text[: PREVIEW_CHARACTERS - 1]}…"
+
+
+async def list_messages(
+    database: Database,
+    caller: Caller,
+    conversation_id: UUID,
+    *,
+    limit: int,
+    cursor: MessageCursor | None,
+) -> tuple[list[Message], MessageCursor | None]:
+    found = await message_queries.list_messages(
+        database, caller, conversation_id, limit=limit, cursor=cursor
+    )
+    if found is None:
+        raise NotFound(NO_SUCH_CONVERSATION)
+    return found
+
+
+async def open_conversation(
+    database: Database,
+    caller: Caller,
+    conversation_id: UUID,
+    *,
+    after_seq: int | None,
+    limit: int,
+) -> Opened:
+    """The conversation, then its log from `after_seq` to the `last_seq` that it shows."""
+    conversation = await fetch_conversation(database, caller, conversation_id)
+    if after_seq is None or after_seq >= conversation.last_seq:
+        return Opened(conversation, (), reset=False)
+    if conversation.last_seq - after_seq > limit:
+        return Opened(conversation, (), reset=True)
+    messages = await fetch_messages_between(
+        database, conversation_id, after_seq=after_seq, through_seq=conversation.last_seq
+    )
+    return Opened(conversation, messages, reset=False)
+
+
+async def fetch_messages_between(
+    database: Database, conversation_id: UUID, *, after_seq: int, through_seq: int
+) -> list[Message]:
+    """Oldest first; for callers that were let in before."""
+    return await message_queries.fetch_messages_between(
+        database, conversation_id, after_seq=after_seq, through_seq=through_seq
+    )

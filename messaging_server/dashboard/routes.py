@@ -1,0 +1,18 @@
+"""`/dashboard/metrics`."""
+
+from typing import Any
+
+from litestar import get
+
+from messaging_server.dashboard import queries
+from messaging_server.dashboard.queries import Metrics
+from messaging_server.http import Request, Success
+
+
+@get("/dashboard/metrics", tags=["Dashboard"])
+async def fetch_metrics(request: Request) -> Success[Metrics]:
+    """Counts over the conversations that the caller may see, as of now."""
+    return Success(data=await queries.fetch_metrics(request.database, request.caller))
+
+
+route_handlers: list[Any] = [fetch_metrics]

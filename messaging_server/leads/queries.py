@@ -1,0 +1,205 @@
+"""All SQL about leads. An agent sees a lead of a conversation of theirs, or that they made."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+from uuid_utils.compat import uuid7
+
+from messaging_server.database import Database
+from messaging_server.errors import Conflict
+from messaging_server.models import Caller, Lead, timestamp
+
+COLUMNS = "l.id, l.name, l.email, l.phone, l.attributes, l.created_at, l.updated_at"
+
+VISIBLE = """
+    ($1 or l.created_by = $2 or exists (
+        select 1 from conversations v where v.lead_id = l.id and v.assigned_agent_id = $2
+    ))
+"""
+"""$1: the caller is ADMIN; $2: the caller's id."""
+
+
+class LeadCursor(Struct, frozen=True):
+    created_at: datetime
+    id: UUID
+
+
+def to_lead(row: Mapping[str, Any]) -> Lead:
+    return Lead(
+        id=row["id"],
+        name=row["name"],
+        email=row["email"],
+        phone=row["phone"],
+        attributes=msgspec.json.decode(row["attributes"]),
+        created_at=timestamp(row["created_at"]),
+        updated_at=timestamp(row["updated_at"]),
+    )
+
+
+async def insert_lead(
+    database: Database,
+    *,
+    name: str,
+    email: str | None,
+    phone: str | None,
+    attributes: Mapping[str, Any] | None = None,
+    external_id: str | None = None,
+    created_by: UUID | None = None,
+) -> Lead:
+    row = await database.fetch_row(
+        f"""
+        insert into leads as l (id, name, email, phone, attributes, external_id, created_by)
+        values ($1, $2, $3, $4, $5::jsonb, $6, $7)
+        returning {COLUMNS}
+        """,
+        uuid7(),
+        name,
+        email,
+        phone,
+        msgspec.json.encode(attributes or {}).decode(),
+        external_id,
+        created_by,
+    )
+    assert row is not None
+    return to_lead(row)
+
+
+async def fetch_lead(database: Database, caller: Caller, lead_id: UUID) -> Lead | None:
+    row = await database.fetch_row(
+        f"select {COLUMNS} from leads l where {VISIBLE} and l.id = $3",
+        caller.is_admin,
+        caller.id,
+        lead_id,
+    )
+    return to_lead(row) if row else None
+
+
+async def list_leads(
+    database: Database,
+    caller: Caller,
+    *,
+    search: str | None,
+    limit: int,
+    cursor: LeadCursor | None,
+) -> tuple[list[Lead], LeadCursor | None]:
+    """Newest first; `search` is part of the name, e-mail or phone."""
+    matches = f"and {search_condition('$6')}" if search else "and $6::text is null"
+    rows = await database.fetch(
+        f"""
+        select {COLUMNS}
+        from leads l
+        where {VISIBLE} {matches}
+          and ($4::timestamptz is null or (l.created_at, l.id) < ($4, $5::uuid))
+        order by l.created_at desc, l.id desc
+        limit $3
+        """,
+        caller.is_admin,
+        caller.id,
+        limit + 1,
+        cursor.created_at if cursor else None,
+        cursor.id if cursor else None,
+        search_pattern(search) if search else None,
+    )
+    last = rows[limit - 1] if len(rows) > limit else None
+    following = LeadCursor(last["created_at"], last["id"]) if last else None
+    return [to_lead(row) for row in rows[:limit]], following
+
+
+def search_condition(parameter: str) -> str:
+    """Matches leads `l`; the trigrams are what the index holds, the position is the proof."""
+    text = "lead_search_text(l.name, l.email, l.phone)"
+    return f"(trigrams({text}) @> trigrams({parameter}) and position({parameter} in {text}) > 0)"
+
+
+def search_pattern(search: str) -> str:
+    """Three characters or more match anywhere; fewer only where a word begins."""
+    text = " ".join(search.lower().split())
+    return text if len(text) >= 3 else f" {text}"
+
+
+async def update_lead(
+    database: Database, caller: Caller, lead_id: UUID, changes: Mapping[str, Any]
+) -> tuple[Lead, tuple[UUID, ...]] | None:
+    """Set the columns in `changes`; the lead and its conversations, None when not visible."""
+    attributes = changes.get("attributes")
+    row = await database.fetch_row(
+        f"""
+        update leads l
+        set name = coalesce($4, l.name),
+            email = case when $5 then $6 else l.email end,
+            phone = case when $7 then $8 else l.phone end,
+            attributes = coalesce($9::jsonb, l.attributes),
+            updated_at = now()
+        where {VISIBLE} and l.id = $3
+        returning {COLUMNS},
+            array(select c.id from conversations c where c.lead_id = l.id) as conversation_ids
+        """,
+        caller.is_admin,
+        caller.id,
+        lead_id,
+        changes.get("name"),
+        "email" in changes,
+        changes.get("email"),
+        "phone" in changes,
+        changes.get("phone"),
+        msgspec.json.encode(attributes).decode() if attributes is not None else None,
+    )
+    return (to_lead(row), tuple(row["conversation_ids"])) if row else None
+
+
+async def delete_lead(database: Database, lead_id: UUID) -> tuple[UUID, ...] | None:
+    """Erase the lead with its conversations and messages; the ids of the conversations."""
+    row = await database.fetch_row(
+        """
+        with conversation_ids as (
+            select array(select c.id from conversations c where c.lead_id = $1) as ids
+        )
+        delete from leads l using conversation_ids where l.id = $1 returning ids
+        """,
+        lead_id,
+    )
+    return tuple(row["ids"]) if row else None
+
+
+async def find_or_insert_lead(
+    database: Database,
+    *,
+    external_id: str | None,
+    name: str,
+    email: str | None,
+    phone: str | None,
+) -> UUID:
+    """The lead that another system means: by its external id, else by e-mail, else by phone.
+
+    Call it in a transaction: an advisory lock keeps two first messages from making two leads.
+    """
+    identity = external_id or email or phone
+    if identity is None:
+        return (await insert_lead(database, name=name, email=None, phone=None)).id
+    await database.execute(
+        "select pg_advisory_xact_lock(hashtextextended($1, 1))", identity.lower()
+    )
+    column = "external_id" if external_id else "lower(email)" if email else "phone"
+    found: UUID | None = await database.fetch_value(
+        f"select id from leads where {column} = $1 order by created_at, id limit 1",
+        identity.lower() if column == "lower(email)" else identity,
+    )
+    if found is not None:
+        return found
+    try:
+        lead = await insert_lead(
+            database, name=name, email=email, phone=phone, external_id=external_id
+        )
+    except asyncpg.UniqueViolationError:
+        raise Conflict("The lead was created at the same moment; try again") from None
+    return lead.id
+
+
+async def fetch_lead_name(database: Database, lead_id: UUID) -> str:
+    name: str = await database.fetch_value("select name from leads where id = $1", lead_id)
+    return name

@@ -1,0 +1,84 @@
+"""Leads: the people who write in."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from messaging_server.database import Database
+from messaging_server.errors import NotFound, ValidationFailed
+from messaging_server.events import ConversationsDeleted, LeadUpdated
+from messaging_server.leads import queries
+from messaging_server.models import Caller, Lead, Request
+
+ATTRIBUTES_MAX_BYTES = 16_384
+
+LeadName = Annotated[str, Meta(min_length=1, max_length=200)]
+LeadEmail = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^\s*[^\s@]+@[^\s@]+\s*$")]
+LeadPhone = Annotated[str, Meta(min_length=1, max_length=50)]
+Attributes = dict[Annotated[str, Meta(min_length=1, max_length=100)], Any]
+
+
+class NewLead(Request, frozen=True):
+    name: LeadName
+    email: LeadEmail | None = None
+    phone: LeadPhone | None = None
+    attributes: Attributes | None = None
+
+
+class LeadChanges(Request, frozen=True):
+    name: LeadName | UnsetType = UNSET
+    email: LeadEmail | UnsetType | None = UNSET
+    phone: LeadPhone | UnsetType | None = UNSET
+    attributes: Attributes | UnsetType = UNSET
+
+
+def check_attributes(attributes: Any) -> None:
+    if attributes and len(msgspec.json.encode(attributes)) > ATTRIBUTES_MAX_BYTES:
+        raise ValidationFailed.of(
+            "attributes", f"must not be longer than {ATTRIBUTES_MAX_BYTES} bytes as JSON"
+        )
+
+
+async def create_lead(database: Database, caller: Caller, lead: NewLead) -> Lead:
+    check_attributes(lead.attributes)
+    return await queries.insert_lead(
+        database,
+        name=lead.name,
+        email=lead.email.strip() if lead.email else None,
+        phone=lead.phone,
+        attributes=lead.attributes,
+        created_by=caller.id,
+    )
+
+
+async def fetch_lead(database: Database, caller: Caller, lead_id: UUID) -> Lead:
+    lead = await queries.fetch_lead(database, caller, lead_id)
+    if lead is None:
+        raise NotFound("No such lead")
+    return lead
+
+
+async def update_lead(
+    database: Database, caller: Caller, lead_id: UUID, changes: LeadChanges
+) -> Lead:
+    columns = {
+        name: getattr(changes, name)
+        for name in LeadChanges.__struct_fields__
+        if getattr(changes, name) is not UNSET
+    }
+    check_attributes(columns.get("attributes"))
+    updated = await queries.update_lead(database, caller, lead_id, columns)
+    if updated is None:
+        raise NotFound("No such lead")
+    lead, conversation_ids = updated
+    database.publish(LeadUpdated(lead_id=lead.id, conversation_ids=conversation_ids))
+    return lead
+
+
+async def delete_lead(database: Database, lead_id: UUID) -> None:
+    conversation_ids = await queries.delete_lead(database, lead_id)
+    if conversation_ids is None:
+        raise NotFound("No such lead")
+    database.publish(ConversationsDeleted(conversation_ids=conversation_ids))

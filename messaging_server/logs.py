@@ -1,0 +1,71 @@
+"""Logging: everything goes through loguru, to standard error.
+
+On a terminal it is for people, otherwise one JSON object a line. Never bodies, passwords or
+tokens; tracebacks without the values of variables.
+"""
+
+import logging
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+import msgspec
+from loguru import logger
+
+from messaging_server.config import LogConfig
+
+if TYPE_CHECKING:
+    from loguru import Message, Record
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+
+
+class InterceptHandler(logging.Handler):
+    """Hands the records of the standard library's logging to loguru."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level: str | int = record.levelname
+        if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+            level = record.levelno
+        logger.opt(exception=record.exc_info).bind(logger=record.name).log(
+            level, "{}", record.getMessage()
+        )
+
+
+def configure_logging(config: LogConfig) -> None:
+    """Replace all handlers, of loguru and of the standard library."""
+    logger.remove()
+    pretty = config.format == "pretty" or (config.format == "auto" and sys.stderr.isatty())
+    if pretty:
+        logger.add(sys.stderr, level=config.level, format=_pretty, diagnose=False, backtrace=False)
+    else:
+        logger.add(
+            _write_json, level=config.level, format="{message}", diagnose=False, backtrace=False
+        )
+    logging.basicConfig(handlers=[InterceptHandler()], level=logging.WARNING, force=True)
+
+
+def _pretty(record: "Record") -> str:
+    extra = " ".join(f"{key}={value}" for key, value in record["extra"].items())
+    record["extra"]["_line"] = extra
+    return (
+        "<dim>{time:HH:mm:ss.SSS}</dim> <level>{level:<7}</level> {message}"
+        " <dim>{extra[_line]}</dim>\n{exception}"
+    )
+
+
+def _write_json(message: "Message") -> None:
+    record = message.record
+    line: dict[str, object] = {
+        "time": record["time"].isoformat(timespec="milliseconds"),
+        "level": record["level"].name,
+        "message": record["message"],
+        "module": record["name"],
+        **record["extra"],
+    }
+    error = record["exception"]
+    if error is not None:
+        line["traceback"] = "".join(
+            traceback.format_exception(error.type, error.value, error.traceback)
+        )
+    sys.stderr.write(_encoder.encode(line).decode() + "\n")

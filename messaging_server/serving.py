@@ -1,0 +1,185 @@
+"""Runs the application: Postgres first, then migrations, then uvicorn; stopped in reverse.
+
+Whoever starts a server (the command line, the demo, the tests) does it through here.
+"""
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import uvicorn
+
+from messaging_server.app import create_app
+from messaging_server.config import Config
+from messaging_server.errors import StartupError
+from messaging_server.migrations import migrate
+from messaging_server.postgres import EmbeddedPostgres, default_data_dir
+from messaging_server.realtime.wire import WireProtocol
+from messaging_server.security import load_or_make_secret
+
+SECRET_FILE = "jwt.secret"  # noqa: S105  # a file name
+WATCH_SECONDS = 1.0
+FRAME_BYTES = 65_536
+BACKLOG = 2_048
+
+
+def data_dir(config: Config) -> Path:
+    """Where the database and the signing key live."""
+    if config.server.data_dir:
+        return Path(config.server.data_dir).expanduser().resolve()
+    return default_data_dir()
+
+
+@contextlib.contextmanager
+def running_database(config: Config) -> Iterator[Config]:
+    """The configuration with a database to use; the embedded one runs until the end.
+
+    Call it from the main thread, outside the event loop.
+    """
+    if config.database.url:
+        yield with_secret(config)
+        return
+    postgres = EmbeddedPostgres(data_dir(config))
+    stopping = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(postgres, stopping), daemon=True)
+    try:
+        postgres.start()
+        watcher.start()
+        database = msgspec.structs.replace(config.database, url=postgres.dsn)
+        yield with_secret(msgspec.structs.replace(config, database=database))
+    finally:
+        stopping.set()
+        if watcher.is_alive():
+            watcher.join()
+        postgres.stop()
+
+
+def _watch(postgres: EmbeddedPostgres, stopping: threading.Event) -> None:
+    while not stopping.wait(WATCH_SECONDS):
+        postgres.ensure_running()
+
+
+def with_secret(config: Config) -> Config:
+    """The configuration with a signing key: the configured one, or the data directory's."""
+    if config.auth.secret:
+        return config
+    directory = data_dir(config)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"{directory}: can't be made ({error.strerror})") from None
+    secret = load_or_make_secret(directory / SECRET_FILE)
+    return msgspec.structs.replace(config, auth=msgspec.structs.replace(config.auth, secret=secret))
+
+
+def listen(config: Config) -> socket.socket:
+    """The server's socket; taken before anything else starts, so that a clash shows at once."""
+    host, port = config.server.host, config.server.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StartupError(
+            f"Can't listen on {host}:{port} ({reason}); choose another port with --port"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104  # compared, not bound
+    return f"http://{shown}:{port}"
+
+
+def uvicorn_config(config: Config) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(config),
+        ws=WireProtocol if config.realtime.fast_path else "websockets-sansio",
+        ws_max_size=FRAME_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=bool(config.server.behind_proxy),
+        forwarded_allow_ips=list(config.server.behind_proxy),
+        timeout_graceful_shutdown=max(1, round(config.server.shutdown_seconds)),
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; says when it is up, and leaves signals alone when it is told to."""
+
+    def __init__(self, config: uvicorn.Config, *, own_signals: bool) -> None:
+        super().__init__(config)
+        self._own_signals = own_signals
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        gc.freeze()  # what exists now lives as long as the process
+        self.up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if not self._own_signals:
+            yield
+            return
+        with super().capture_signals():
+            yield
+
+
+def serve(config: Config, listener: socket.socket) -> None:
+    """Serve until a signal; `config` comes from `running_database`."""
+    signal.signal(signal.SIGTERM, _exit)
+    asyncio.run(migrate(config.database.url))
+    server = Server(uvicorn_config(config), own_signals=True)
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        server.run(sockets=[listener])
+    if not server.started:
+        raise StartupError("The server could not start; the log above says why")
+
+
+def _exit(_number: int, _frame: FrameType | None) -> None:
+    """uvicorn raises the signal again when it is done; then `finally` blocks must still run."""
+    sys.exit(0)
+
+
+@contextlib.asynccontextmanager
+async def running_server(config: Config) -> AsyncIterator[str]:
+    """A server in this event loop, until the end; yields its address, `http://127.0.0.1:…`.
+
+    `config` comes from `running_database`.
+    """
+    await migrate(config.database.url)
+    listener = listen(config)
+    server = Server(uvicorn_config(config), own_signals=False)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        up = asyncio.create_task(server.up.wait())
+        await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+        if not server.up.is_set():
+            up.cancel()
+            await task
+            raise StartupError("The server could not start; the log above says why")
+        yield url_of(listener)
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()

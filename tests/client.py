@@ -1,0 +1,239 @@
+"""How tests use the server: as a process, over HTTP and over sockets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+from websockets.sync.client import ClientConnection, connect
+
+START_SECONDS = 30.0
+PASSWORD = "correct horse"
+
+
+class LiveServer:
+    """`python -m messaging_server --port 0` in a process of its own."""
+
+    def __init__(self, environment: dict[str, str], *arguments: str) -> None:
+        self._environment = environment
+        self._arguments = arguments
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+        self.port = 0
+        self.output: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Returns when the server answers that it is ready; a later start keeps the port."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "messaging_server", "--port", str(self.port), *self._arguments],
+            env=self._environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        self.url = self._address()
+        self.port = int(self.url.rpartition(":")[2])
+        os.set_blocking(self._process.stderr.fileno(), False)  # type: ignore[union-attr]
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, f"the server ended: {self.log()}"
+            try:
+                if httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError(f"the server did not get ready: {self.log()}")
+
+    def _address(self) -> str:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.output.append(line)
+            if line.strip().startswith("Address"):
+                return line.split()[1]
+        raise AssertionError(f"the server did not say its address: {''.join(self.output)}")
+
+    def log(self) -> str:
+        """What the server wrote to standard error so far."""
+        assert self._process is not None
+        assert self._process.stderr is not None
+        try:
+            self.output.append(self._process.stderr.read() or "")
+        except (OSError, TypeError, ValueError):
+            pass
+        return "".join(self.output)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            code = self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        self.log()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        return code
+
+
+class Api:
+    """One user's (or key's, or nobody's) view of the REST API."""
+
+    def __init__(self, url: str, token: str | None = None, user: dict[str, Any] | None = None):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.url = url
+        self.token = token
+        self.user = user or {}
+        self.http = httpx.Client(base_url=f"{url}/api/v1", headers=headers, timeout=30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    @classmethod
+    def first_admin(cls, url: str) -> "Api":
+        with cls(url) as nobody:
+            nobody.post("/auth/register", {"email": "admin@example.com", "password": PASSWORD})
+            return nobody.log_in("admin@example.com")
+
+    def log_in(self, email: str, password: str = PASSWORD) -> "Api":
+        data = self.post("/auth/login", {"email": email, "password": password}, expect=200)
+        return Api(self.url, data["token"], data["user"])
+
+    def new_user(self, role: str = "SALES_AGENT", name: str | None = None) -> "Api":
+        """A new user, made by this ADMIN, logged in."""
+        email = f"{uuid4().hex[:12]}@example.com"
+        self.post(
+            "/auth/register", {"email": email, "password": PASSWORD, "role": role, "name": name}
+        )
+        return self.log_in(email)
+
+    def new_key(self) -> "Api":
+        """An API key, made by this ADMIN."""
+        return Api(self.url, self.post("/api-keys", {"name": "tests"})["key"])
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, expect: int | None = None, **query: Any
+    ) -> Any:
+        """The `data` of a success; the `error` when `expect` is an error's status."""
+        response = self.http.request(method, path, json=body, params=query or None)
+        envelope = response.json()
+        if expect is not None:
+            assert response.status_code == expect, response.text
+        else:
+            assert response.is_success, response.text
+        if response.is_success:
+            assert envelope["status"] == "success"
+            return envelope["data"]
+        assert envelope["status"] == "error"
+        return envelope["error"]
+
+    def get(self, path: str, *, expect: int | None = None, **query: Any) -> Any:
+        return self.request("GET", path, expect=expect, **query)
+
+    def post(self, path: str, body: Any = None, *, expect: int | None = None) -> Any:
+        return self.request("POST", path, {} if body is None else body, expect=expect)
+
+    def patch(self, path: str, body: Any, *, expect: int | None = None) -> Any:
+        return self.request("PATCH", path, body, expect=expect)
+
+    def delete(self, path: str, *, expect: int | None = None) -> Any:
+        return self.request("DELETE", path, expect=expect)
+
+    def new_conversation(self, agent: "Api | None" = None, name: str = "Ana") -> dict[str, Any]:
+        body: dict[str, Any] = {"lead": {"name": name, "email": f"{uuid4().hex[:8]}@example.com"}}
+        if agent is not None:
+            body["assignedAgentId"] = agent.user["id"]
+        result: dict[str, Any] = self.post("/conversations", body)
+        return result
+
+    def send(self, conversation_id: str, text: str = "hello", **fields: Any) -> dict[str, Any]:
+        result: dict[str, Any] = self.post(
+            f"/conversations/{conversation_id}/messages", {"contentText": text, **fields}
+        )
+        return result
+
+    def inbound(self, text: str, **fields: Any) -> dict[str, Any]:
+        """With an API key: a lead's message."""
+        body = {
+            "externalId": uuid4().hex,
+            "lead": {"name": "Luis", "externalId": uuid4().hex},
+            "message": {"contentText": text},
+            **fields,
+        }
+        result: dict[str, Any] = self.post("/inbound", body)
+        return result
+
+    @contextmanager
+    def socket(self, **options: Any) -> Iterator["Socket"]:
+        """An authenticated socket of this user."""
+        with connect(f"{self.url.replace('http', 'ws', 1)}/ws", **options) as connection:
+            socket = Socket(connection)
+            reply = socket.call("auth", {"token": self.token})
+            assert reply["ok"], reply
+            yield socket
+
+
+class Socket:
+    """A socket that keeps what it reads until somebody waits for it."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        self.frames: list[dict[str, Any]] = []
+        self._id = 0
+
+    def call(self, event: str, data: Any = None, timeout: float = 10.0) -> dict[str, Any]:
+        """Send a command and return its reply."""
+        self._id += 1
+        frame = {"id": self._id, "event": event}
+        self.connection.send(json.dumps(frame if data is None else {**frame, "data": data}))
+        return self.wait(lambda frame: frame.get("id") == self._id, timeout)
+
+    def wait_event(self, event: str, timeout: float = 10.0) -> dict[str, Any]:
+        return self.wait(lambda frame: frame.get("event") == event, timeout)
+
+    def wait(self, matches: Any, timeout: float = 10.0) -> dict[str, Any]:
+        """The first frame that matches, read or still to come; it is taken out."""
+        deadline = time.monotonic() + timeout
+        seen = 0
+        while True:
+            while seen < len(self.frames):
+                if matches(self.frames[seen]):
+                    return self.frames.pop(seen)
+                seen += 1
+            remaining = deadline - time.monotonic()
+            assert remaining > 0, f"no such frame; there were {self.frames[-5:]}"
+            try:
+                self.read(remaining)
+            except TimeoutError:
+                raise AssertionError(f"no such frame; there were {self.frames[-5:]}") from None
+
+    def read(self, timeout: float) -> None:
+        frame = json.loads(self.connection.recv(timeout))
+        if frame.get("event") == "ping":
+            self.connection.send('{"event":"pong"}')
+        self.frames.append(frame)

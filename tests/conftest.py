@@ -1,0 +1,123 @@
+"""A real server for every test: embedded Postgres, uvicorn on a free port, HTTP and sockets.
+
+One Postgres serves the whole session; each test module that asks for `server` gets a server
+process of its own on a fresh database, so that tests don't see each other's data.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from messaging_server.config import Config, load_config
+from messaging_server.database import Database
+from messaging_server.events import Bus
+from messaging_server.migrations import migrate
+from messaging_server.postgres import EmbeddedPostgres
+from tests.client import Api, LiveServer
+
+SECRET = "a-secret-for-tests-of-at-least-32-bytes"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """One embedded Postgres for the session, in a short path because of its socket."""
+    directory = Path(tempfile.mkdtemp(prefix="ms-"))
+    directory.chmod(0o755)
+    server = EmbeddedPostgres(directory)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def fresh_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A new, migrated database; its DSN."""
+    name = f"test_{uuid4().hex[:12]}"
+
+    async def execute(statement: str) -> None:
+        connection = await asyncpg.connect(postgres.dsn)
+        await connection.execute(statement)
+        await connection.close()
+
+    asyncio.run(execute(f"create database {name}"))
+    dsn = postgres.dsn.replace("/messaging?", f"/{name}?")
+    assert name in dsn
+    asyncio.run(migrate(dsn))
+    yield dsn
+    asyncio.run(execute(f"drop database {name} with (force)"))
+
+
+@pytest.fixture
+def dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
+    with fresh_database(postgres) as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="module")
+def module_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
+    with fresh_database(postgres) as fresh:
+        yield fresh
+
+
+def make_config(dsn: str, **sections: dict[str, Any]) -> Config:
+    """A complete configuration for tests: quick passwords, no limits, quick analysis."""
+    overrides: dict[str, dict[str, Any]] = {
+        "server": {"host": "127.0.0.1", "port": 0},
+        "database": {"url": dsn},
+        "auth": {"secret": SECRET, "bcrypt_rounds": 4},
+        "limits": {"enabled": False},
+        "analysis": {"quiet_seconds": 0.5, "max_wait_seconds": 3},
+    }
+    for section, keys in sections.items():
+        overrides.setdefault(section, {}).update(keys)
+    return load_config(None, {}, overrides)
+
+
+@pytest.fixture
+def database(dsn: str) -> Iterator[Database]:
+    """A `Database` that is not started: for coroutines that run their own loop."""
+    yield Database(dsn, pool_size=4, bus=Bus())
+
+
+@contextlib.contextmanager
+def live_server(dsn: str, **environment: str) -> Iterator[LiveServer]:
+    """`python -m messaging_server` as users run it, in a process of its own."""
+    variables = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("MESSAGING_")},
+        "DATABASE_URL": dsn,
+        "MESSAGING_AUTH__SECRET": SECRET,
+        "MESSAGING_AUTH__BCRYPT_ROUNDS": "4",
+        "MESSAGING_LIMITS__ENABLED": "false",
+        "MESSAGING_ANALYSIS__QUIET_SECONDS": "0.5",
+        "MESSAGING_ANALYSIS__MAX_WAIT_SECONDS": "3",
+        **environment,
+    }
+    server = LiveServer(variables)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(module_dsn: str) -> Iterator[LiveServer]:
+    with live_server(module_dsn) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(server: LiveServer) -> Iterator[Api]:
+    """The first user, an ADMIN, on the module's server."""
+    with Api.first_admin(server.url) as admin:
+        yield admin
