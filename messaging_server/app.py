@@ -28,13 +28,13 @@ from messaging_server.http import (
     PREFIX,
     Authenticator,
     Edge,
-    Limiter,
     Request,
     authorize,
 )
 from messaging_server.inboxes import routes as inbox_routes
 from messaging_server.inboxes.service import ApiKeyCheck
 from messaging_server.leads import routes as lead_routes
+from messaging_server.limiter import Limiter
 from messaging_server.models import Caller
 from messaging_server.realtime import Realtime
 from messaging_server.security import Passwords, Tokens

@@ -7,8 +7,8 @@ errors: a database that is away or full is `Unavailable`, text it can't store is
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -17,7 +17,7 @@ import asyncpg
 from loguru import logger
 from piccolo.engine.postgres import PostgresEngine
 
-from messaging_server.errors import StartupError, Unavailable, ValidationFailed
+from messaging_server.errors import DomainError, StartupError, Unavailable, ValidationFailed
 from messaging_server.events import Bus, Event
 from messaging_server.tables import TABLES
 
@@ -26,7 +26,6 @@ STATEMENT_TIMEOUT_SECONDS = 30
 ACQUIRE_TIMEOUT_SECONDS = 5
 RETRY_AFTER_SECONDS = 2
 PLANNING_CONNECTIONS = 3
-NOT_RUNNING = "The server is starting or shutting down"
 
 POSTGRES_PARAMETERS = frozenset(
     {
@@ -71,6 +70,7 @@ UNSTORABLE = (
     asyncpg.UntranslatableCharacterError,
     asyncpg.NumericValueOutOfRangeError,
 )
+TRANSLATED = (*UNSTORABLE, *AWAY)
 
 
 class Engine(PostgresEngine):
@@ -165,39 +165,37 @@ class Database:
                 pool.terminate()
 
     async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
-        with translated_errors():
-            async with self._connection() as connection:
-                rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
-        return rows
+        return await self._call("fetch", sql, arguments)  # type: ignore[no-any-return]  # asyncpg is untyped
+
+    async def fetch_row(self, sql: str, *arguments: Any) -> asyncpg.Record | None:
+        return await self._call("fetchrow", sql, arguments)
+
+    async def fetch_value(self, sql: str, *arguments: Any) -> Any:
+        return await self._call("fetchval", sql, arguments)
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        """Returns the command tag, e.g. `UPDATE 3`."""
+        return await self._call("execute", sql, arguments)  # type: ignore[no-any-return]  # asyncpg is untyped
 
     async def fetch_planned(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         """Like `fetch`, planned anew for these arguments, on a connection of its own.
 
         For searches: how rare a word or tag is decides which index is the right one.
         """
-        if self._planning_pool is None:
-            raise Unavailable(NOT_RUNNING, retry_after_seconds=1)
-        with translated_errors():
-            async with self._planning_pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
-                rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
-        return rows
+        return await self._call("fetch", sql, arguments, pool=self._planning_pool)  # type: ignore[no-any-return]  # asyncpg is untyped
 
-    async def fetch_row(self, sql: str, *arguments: Any) -> asyncpg.Record | None:
-        with translated_errors():
-            async with self._connection() as connection:
-                return await connection.fetchrow(sql, *arguments)
-
-    async def fetch_value(self, sql: str, *arguments: Any) -> Any:
-        with translated_errors():
-            async with self._connection() as connection:
-                return await connection.fetchval(sql, *arguments)
-
-    async def execute(self, sql: str, *arguments: Any) -> str:
-        """Returns the command tag, e.g. `UPDATE 3`."""
-        with translated_errors():
-            async with self._connection() as connection:
-                tag: str = await connection.execute(sql, *arguments)
-                return tag
+    async def _call(
+        self, method: str, sql: str, arguments: tuple[Any, ...], *, pool: asyncpg.Pool | None = None
+    ) -> Any:
+        """In the open transaction, if there is one and no pool is named; else on the pool."""
+        transaction = _current.get()
+        try:
+            if transaction is not None and pool is None:
+                return await getattr(transaction.connection, method)(sql, *arguments)
+            async with acquire(pool or self.pool) as connection:
+                return await getattr(connection, method)(sql, *arguments)
+        except TRANSLATED as error:
+            raise translated(error) from error
 
     async def run(self, query: Any) -> Any:
         """Run a Piccolo query, in the open transaction if there is one."""
@@ -222,44 +220,33 @@ class Database:
         if outer is not None:
             yield outer
             return
-        with translated_errors():
-            async with self._acquire() as connection, connection.transaction():
+        try:
+            async with acquire(self.pool) as connection, connection.transaction():
                 transaction = Transaction(connection)
                 token = _current.set(transaction)
                 try:
                     yield transaction
                 finally:
                     _current.reset(token)
+        except TRANSLATED as error:
+            raise translated(error) from error
         for event in transaction.events:
             self._bus.publish(event)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        transaction = _current.get()
-        if transaction is not None:
-            yield transaction.connection
-        else:
-            async with self._acquire() as connection:
-                yield connection
 
-    def _acquire(self) -> Any:
-        if self.pool is None:
-            raise Unavailable(NOT_RUNNING, retry_after_seconds=1)
-        return self.pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
+def acquire(pool: asyncpg.Pool | None) -> Any:
+    """A connection of the pool, as an asynchronous context manager."""
+    if pool is None:
+        raise Unavailable("The server is starting or shutting down", retry_after_seconds=1)
+    return pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
 
 
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turn what Postgres and asyncpg raise into the domain's errors; others pass."""
-    try:
-        yield
-    except UNSTORABLE as error:
-        raise ValidationFailed(f"A value can't be stored: {error}") from error
-    except AWAY as error:
-        logger.warning("The database is unavailable: {}", repr(error))
-        raise Unavailable(
-            "The database is unavailable", retry_after_seconds=RETRY_AFTER_SECONDS
-        ) from error
+def translated(error: Exception) -> DomainError:
+    """What Postgres or asyncpg raised, as the domain says it."""
+    if isinstance(error, UNSTORABLE):
+        return ValidationFailed(f"A value can't be stored: {error}")
+    logger.warning("The database is unavailable: {}", repr(error))
+    return Unavailable("The database is unavailable", retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
 def clean_dsn(dsn: str) -> str:

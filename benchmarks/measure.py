@@ -1,0 +1,166 @@
+"""What the benchmarks share: a server of their own, its CPU time, and a lean HTTP client."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+SECRET = "a-secret-for-benchmarks-of-32-bytes-or-more"
+PASSWORD = "correct horse"
+
+
+class BenchServer:
+    """`python -m messaging_server` with its own embedded Postgres in a throwaway folder."""
+
+    def __init__(self, **environment: str) -> None:
+        self.data_dir = Path(tempfile.mkdtemp(prefix="mb-"))
+        self.data_dir.chmod(0o755)
+        self._environment = {
+            **os.environ,
+            "MESSAGING_AUTH__SECRET": SECRET,
+            "MESSAGING_AUTH__BCRYPT_ROUNDS": "4",
+            "MESSAGING_LIMITS__WRITES_PER_MINUTE_PER_USER": "100000000",
+            "MESSAGING_LIMITS__INBOUND_PER_MINUTE_PER_KEY": "100000000",
+            **environment,
+        }
+        self.start_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def start(self) -> None:
+        """Returns at the first 200; `start_seconds` is how long that took."""
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "messaging_server", "--port", "0"]
+        self.process = subprocess.Popen(
+            [*command, "--data-dir", str(self.data_dir)],
+            env=self._environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.strip().startswith("Address"):
+                self.url = line.split()[1]
+                break
+        while True:
+            assert self.process.poll() is None, self.process.stderr.read()
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.url}/health/ready", timeout=5).close()
+                break
+            time.sleep(0.01)
+        self.start_seconds = time.perf_counter() - started
+        self.port = int(self.url.rpartition(":")[2])
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=20)
+
+    def processes(self) -> list[psutil.Process]:
+        server = psutil.Process(self.process.pid)
+        return [server, *server.children(recursive=True)]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time used so far, by the server and by Postgres."""
+        used = {"server": 0.0, "postgres": 0.0}
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                kind = "server" if process.pid == self.process.pid else "postgres"
+                used[kind] += times.user + times.system
+                if kind == "postgres":  # ended backends are in their parent's account
+                    used[kind] += times.children_user + times.children_system
+        return used
+
+    def resident_bytes(self) -> int:
+        """Of the server process alone."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def dsn(self) -> str:
+        from messaging_server.postgres import EmbeddedPostgres
+
+        return EmbeddedPostgres(self.data_dir).dsn
+
+    def call(self, method: str, path: str, body: Any = None, token: str = "") -> Any:
+        request = urllib.request.Request(
+            f"{self.url}/api/v1{path}",
+            data=json.dumps(body).encode() if body is not None else None,
+            method=method,
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.loads(response.read())["data"]
+
+    def admin_token(self) -> str:
+        """Registers the first user where there is none."""
+        credentials = {"email": "admin@example.com", "password": PASSWORD}
+        with contextlib.suppress(urllib.error.HTTPError):
+            request = urllib.request.Request(
+                f"{self.url}/api/v1/auth/register",
+                data=json.dumps(credentials).encode(),
+                headers={"Content-Type": "application/json"},
+            )
+            urllib.request.urlopen(request, timeout=60).close()
+        token: str = self.call("POST", "/auth/login", credentials)["token"]
+        return token
+
+
+class Connection:
+    """One kept-alive HTTP/1.1 connection that costs its own process as little as possible."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._port = port
+        self._headers = (
+            f"Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
+            "Content-Type: application/json\r\n"
+        )
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+
+    async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
+        self._writer.write(head.encode() + body)
+        answer = await self._reader.readuntil(b"\r\n\r\n")
+        status = int(answer[9:12])
+        at = answer.lower().index(b"content-length:") + 15
+        length = int(answer[at : answer.index(b"\r", at)])
+        return status, await self._reader.readexactly(length)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def cpu_of(server: BenchServer, operations: int, label: str) -> Iterator[dict[str, float]]:
+    """Prints CPU a message, of server and Postgres, over what runs inside."""
+    before, started = server.cpu_seconds(), time.perf_counter()
+    result: dict[str, float] = {}
+    yield result
+    seconds = time.perf_counter() - started
+    after = server.cpu_seconds()
+    for kind in after:
+        result[kind] = (after[kind] - before[kind]) / operations * 1e6
+    result["total"] = result["server"] + result["postgres"]
+    result["rate"] = operations / seconds
+    print(
+        f"{label:<34} {result['total']:8.0f} µs CPU  "
+        f"(server {result['server']:6.0f}, Postgres {result['postgres']:6.0f})  "
+        f"{result['rate']:8.0f}/s"
+    )
