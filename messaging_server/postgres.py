@@ -33,7 +33,7 @@ from urllib.parse import quote
 import asyncpg
 import platformdirs
 
-from messaging_server.errors import StartupError
+from messaging_server.errors import DataDirectoryInUse, StartupError
 from messaging_server.postgres_account import (
     Account,
     check_access,
@@ -327,7 +327,7 @@ def _lock_directory(base: Path) -> int:
     except BlockingIOError:
         holder = os.read(lock, 20).decode().strip() or "unknown"
         os.close(lock)
-        raise StartupError(
+        raise DataDirectoryInUse(
             f"The data directory {base} is in use by another messaging_server (pid {holder})."
         ) from None
     os.ftruncate(lock, 0)
