@@ -1,0 +1,228 @@
+"""The heartbeat: many messages and one analysis, leases, crashes, shutdown, a database away."""
+
+import asyncio
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from messaging_server.analysis import queries
+from messaging_server.analysis.debouncer import Debouncer
+from messaging_server.analysis.openai_analyser import OpenAIAnalyser
+from messaging_server.config import AnalysisConfig
+from messaging_server.database import Database
+from messaging_server.events import AnalysisCompleted, Bus
+from tests.analysis.conftest import QUICK, Debouncers, Inbox, gated_database
+from tests.analysis.scripted_llm import Reply, ScriptedLLM, answers, later
+from tests.analysis.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_hundred_messages_are_one_analysis(
+    database: Database,
+    inbox: Inbox,
+    llm: ScriptedLLM,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+    completed: list[AnalysisCompleted],
+) -> None:
+    await debouncers.start(database, analyser)
+    conversation_id = await inbox.conversation()
+    for number in range(100):
+        await inbox.say(conversation_id, f"message {number}")
+    await until(lambda: completed)
+    assert (await inbox.row(conversation_id))["analyzed_seq"] == 100
+    assert len(llm.requests) == 1
+    assert len(llm.transcripts()[0]) == 30
+
+
+async def test_never_later_than_the_longest_wait(
+    database: Database,
+    inbox: Inbox,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+    completed: list[AnalysisCompleted],
+) -> None:
+    """A conversation that is never quiet is analysed all the same, while the talk goes on."""
+    await debouncers.start(database, analyser)
+    conversation_id = await inbox.conversation()
+    started = asyncio.get_running_loop().time()
+    while not completed:
+        await inbox.say(conversation_id, "and another thing")
+        await asyncio.sleep(QUICK.quiet_seconds / 5)
+        waited = asyncio.get_running_loop().time() - started
+        assert waited < QUICK.max_wait_seconds + 2
+    assert waited > QUICK.max_wait_seconds
+
+
+async def test_messages_during_a_run_are_analysed_after_it(
+    database: Database,
+    inbox: Inbox,
+    llm: ScriptedLLM,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+) -> None:
+    llm.script = [later(answers(), 0.5)]
+    await debouncers.start(database, analyser)
+    conversation_id = await inbox.due_conversation("first")
+    await until(lambda: llm.requests)
+    await inbox.say(conversation_id, "second")
+
+    async def analysed() -> bool:
+        return bool((await inbox.row(conversation_id))["analyzed_seq"] == 2)
+
+    await until(analysed)
+    assert [len(transcript) for transcript in llm.transcripts()] == [1, 2]
+    assert (await inbox.row(conversation_id))["analysis_due_at"] is None
+
+
+async def test_a_backlog_does_not_wait_for_ticks(
+    database: Database,
+    inbox: Inbox,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+    completed: list[AnalysisCompleted],
+) -> None:
+    for _ in range(40):
+        await inbox.due_conversation()
+    started = asyncio.get_running_loop().time()
+    await debouncers.start(database, analyser)
+    await until(lambda: len(completed) == 40)
+    assert asyncio.get_running_loop().time() - started < 5  # 40 in fours would be 10 ticks
+
+
+async def test_no_more_at_once_than_configured(
+    database: Database,
+    inbox: Inbox,
+    llm: ScriptedLLM,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+    completed: list[AnalysisCompleted],
+) -> None:
+    llm.default = later(answers(), 0.1)
+    for number in range(12):
+        await inbox.due_conversation(f"conversation {number}")
+    await debouncers.start(database, analyser)
+    most = 0
+    while len(completed) < 12:
+        most = max(most, len(llm.active))
+        await asyncio.sleep(0.01)
+    assert most == QUICK.concurrency
+
+
+async def test_two_processes_never_run_one_conversation_at_once(
+    dsn: str,
+    database: Database,
+    inbox: Inbox,
+    llm: ScriptedLLM,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+) -> None:
+    """Two debouncers on pools of their own, new messages during the runs, no overlap."""
+    other = Database(dsn, pool_size=5, bus=Bus())
+    await other.start()
+    llm.decide = lambda _request: later(answers(), 0.05)
+    eager = AnalysisConfig(quiet_seconds=0.01, max_wait_seconds=0.1, concurrency=4)
+    talk = Inbox(database, eager)
+    conversations = [await inbox.conversation() for _ in range(6)]
+    for conversation_id in conversations:
+        await talk.say(conversation_id, f"conversation {conversation_id}")
+    first = await debouncers.start(database, analyser, eager)
+    second = await debouncers.start(other, analyser, eager)
+    for _ in range(60):
+        for conversation_id in conversations:
+            await talk.say(conversation_id, f"conversation {conversation_id}")
+        first.wake()
+        second.wake()
+    await until(lambda: all_analysed(database))
+    await second.stop(timeout_seconds=1)
+    await other.stop()
+    assert llm.overlaps == 0
+    assert len(llm.requests) > len(conversations)
+
+
+async def all_analysed(database: Database) -> bool:
+    return not await database.fetch_value(
+        "select count(*) from conversations where analyzed_seq < last_public_seq"
+    )
+
+
+async def test_a_crash_loses_nothing(
+    database: Database,
+    inbox: Inbox,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+    completed: list[AnalysisCompleted],
+) -> None:
+    conversation_id = await inbox.due_conversation()
+    await queries.claim_due(database, limit=1, lease_seconds=1.0)  # and the process dies
+    await debouncers.start(database, analyser)
+    await until(lambda: completed)
+    assert (await inbox.row(conversation_id))["analyzed_seq"] == 1
+
+
+async def test_shutdown_lets_a_run_finish(
+    database: Database,
+    inbox: Inbox,
+    llm: ScriptedLLM,
+    analyser: OpenAIAnalyser,
+    completed: list[AnalysisCompleted],
+) -> None:
+    llm.default = later(answers(), 0.3)
+    await inbox.due_conversation()
+    debouncer = Debouncer(database, analyser, QUICK)
+    await debouncer.start()
+    await until(lambda: llm.requests)
+    await debouncer.stop(timeout_seconds=5)
+    assert len(completed) == 1
+
+
+async def test_shutdown_gives_back_what_does_not_finish(
+    database: Database, inbox: Inbox, llm: ScriptedLLM, analyser: OpenAIAnalyser
+) -> None:
+    llm.default = Reply(hang=True)
+    conversation_id = await inbox.due_conversation()
+    debouncer = Debouncer(database, analyser, QUICK)
+    await debouncer.start()
+    await until(lambda: llm.requests)
+    assert (await inbox.row(conversation_id))["leased_for"] > 0
+    await debouncer.stop(timeout_seconds=0.1)
+    row = await inbox.row(conversation_id)
+    assert row["lease_token"] is row["lease_until"] is None
+    assert row["due_in"] <= 0
+    assert row["analysis_attempts"] == 0
+
+
+async def test_the_database_goes_away_and_comes_back(
+    dsn: str,
+    database: Database,
+    inbox: Inbox,
+    llm: ScriptedLLM,
+    analyser: OpenAIAnalyser,
+    debouncers: Debouncers,
+    tmp_path: Path,
+) -> None:
+    """A run under way can't save and ticks fail; afterwards everything is done at once."""
+    llm.script = [later(answers(), 0.3)]
+    async with gated_database(dsn, Bus(), tmp_path) as (gated, gate):
+        await debouncers.start(gated, analyser)
+        conversations = [await inbox.due_conversation()]
+        await until(lambda: llm.requests)
+        gate.close()
+        conversations.append(await inbox.due_conversation())
+        await until(lambda: gate.refused >= 3 and not llm.active)
+        assert await unanalysed(inbox, conversations) == conversations
+        gate.open()
+        returned = asyncio.get_running_loop().time()
+
+        async def done() -> bool:
+            return not await unanalysed(inbox, conversations)
+
+        await until(done)
+        assert asyncio.get_running_loop().time() - returned < 5
+
+
+async def unanalysed(inbox: Inbox, conversations: list[UUID]) -> list[UUID]:
+    rows = [await inbox.row(conversation_id) for conversation_id in conversations]
+    return [row["id"] for row in rows if row["analyzed_seq"] == 0]
