@@ -54,6 +54,7 @@ def create_app(config: Config) -> Litestar:
     analysis = Analysis(config, database, bus)
     realtime = Realtime(config, database, bus, user_tokens)
     maintenance = Maintenance(database)
+    limiter = Limiter(enabled=config.limits.enabled)
 
     async def caller_of(token: str) -> Caller:
         return (await user_tokens.authenticate(token)).caller
@@ -79,6 +80,7 @@ def create_app(config: Config) -> Litestar:
             *health_routes,
             *docs.route_handlers,
             *realtime.route_handlers,
+            *admin_route_handlers(config, database, passwords, limiter, bus),
         ],
         lifespan=[lifespan],
         guards=[authorize],
@@ -96,7 +98,7 @@ def create_app(config: Config) -> Litestar:
                 "passwords": passwords,
                 "api_keys": api_keys,
                 "authenticator": Authenticator(user=caller_of, api_key=api_keys.authenticate),
-                "limiter": Limiter(enabled=config.limits.enabled),
+                "limiter": limiter,
                 "debounce": Debounce(
                     quiet=timedelta(seconds=config.analysis.quiet_seconds),
                     max_wait=timedelta(seconds=config.analysis.max_wait_seconds),
@@ -120,6 +122,17 @@ def api_route_handlers() -> list[Any]:
         *analysis_routes.route_handlers,
         *dashboard_routes.route_handlers,
     ]
+
+
+def admin_route_handlers(
+    config: Config, database: Database, passwords: Passwords, limiter: Limiter, bus: Bus
+) -> list[Any]:
+    """The data browser is an optional dependency, imported only when it is enabled."""
+    if not config.admin.enabled:
+        return []
+    from messaging_server.web.admin import admin_route
+
+    return [admin_route(database, passwords, limiter, bus)]
 
 
 def cors(config: Config) -> CORSConfig | None:
