@@ -1,0 +1,161 @@
+"""Puts the demo together: a server of its own in a throwaway directory, the play, the verdict."""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from messaging_server.config import (
+    AnalysisConfig,
+    Config,
+    LimitsConfig,
+    LogConfig,
+    ServerConfig,
+)
+from messaging_server.demo.client import OutOfOrder, PromiseBroken
+from messaging_server.demo.player import (
+    Person,
+    Player,
+    Tally,
+    fetch_conversations,
+    gather_team,
+    is_analysed,
+    new_people,
+)
+from messaging_server.demo.screen import new_console, print_summary, print_welcome, showing
+from messaging_server.demo.scripts import BUNDLED, Script, read_scripts
+from messaging_server.logs import configure_logging
+from messaging_server.models import Conversation
+from messaging_server.serving import running_database, running_server
+
+GENEROUS = 1_000_000
+INTERRUPTED = 130
+
+
+def run_demo(
+    *,
+    source: Path | None = None,
+    speed: float = 1.0,
+    keep: bool = False,
+    exit_when_done: bool = False,
+) -> int:
+    """Play `source` (None: the bundled conversations); returns the process's exit code.
+
+    `speed` divides the pauses between messages, 0 leaves them out. `keep` leaves the data
+    directory behind. On a terminal the server stays up until Ctrl-C unless `exit_when_done`.
+    Raises `StartupError` for a bad `source`, before anything is started.
+    """
+    scripts = read_scripts(source or BUNDLED)
+    console = new_console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with data_directory(console, keep=keep) as directory:
+        console.print(f"Starting a server of its own in {directory}", soft_wrap=True)
+        config = demo_config(directory)
+        configure_logging(config.log)
+        try:
+            with running_database(config) as complete:
+                demo = Demo(complete, scripts, console, speed=speed)
+                return asyncio.run(demo.run(stay=console.is_terminal and not exit_when_done))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            console.print("Stopped.")
+            return INTERRUPTED
+
+
+@contextlib.contextmanager
+def data_directory(console: Console, *, keep: bool) -> Iterator[Path]:
+    """A new one, gone at the end unless it is to be kept."""
+    directory = Path(tempfile.mkdtemp(prefix="messaging-demo-"))
+    try:
+        yield directory
+    finally:
+        if keep:
+            console.print(f"The data stays in {directory}", soft_wrap=True)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def demo_config(directory: Path) -> Config:
+    """Independent of config.toml and the environment: the demo touches nothing that is yours."""
+    return Config(
+        server=ServerConfig(port=0, data_dir=str(directory)),
+        limits=LimitsConfig(
+            logins_per_minute_per_address=GENEROUS,
+            logins_per_minute_per_account=GENEROUS,
+            writes_per_minute_per_user=GENEROUS,
+            inbound_per_minute_per_key=GENEROUS,
+        ),
+        analysis=AnalysisConfig(quiet_seconds=2, max_wait_seconds=10),
+        log=LogConfig(level="WARNING"),
+    )
+
+
+class Demo:
+    """One run: the server's life around the play, and the verdict."""
+
+    def __init__(
+        self, config: Config, scripts: Sequence[Script], console: Console, *, speed: float
+    ) -> None:
+        self._config = config
+        self._scripts = scripts
+        self._console = console
+        self._speed = speed
+        self._tally = Tally(conversations=len(scripts))
+
+    async def run(self, *, stay: bool) -> int:
+        """0 when everything held that was promised, else 1."""
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        async with running_server(self._config) as url:
+            people = new_people()
+            print_welcome(self._console, url, people)
+            conversations: list[Conversation] = []
+            failure: str | None = None
+            try:
+                conversations = await self._play(url, people)
+            except* PromiseBroken as broken:
+                failure = self._reason(broken)
+            print_summary(self._console, self._tally, conversations, failure)
+            if stay:
+                await self._stay(url)
+        return 0 if failure is None else 1
+
+    async def _play(self, url: str, people: Sequence[Person]) -> list[Conversation]:
+        async with gather_team(url, people) as team:
+            with showing(self._console, self._tally) as screen:
+                player = Player(
+                    url, team, self._scripts, speed=self._speed, watcher=screen, tally=self._tally
+                )
+                await player.play()
+            conversations = await fetch_conversations(team.admin.api)
+        self._check(conversations)
+        return conversations
+
+    def _check(self, conversations: Sequence[Conversation]) -> None:
+        """The lists agree with what was played."""
+        if len(conversations) != len(self._scripts):
+            raise PromiseBroken(
+                f"{len(self._scripts)} conversations were played, {len(conversations)} are listed"
+            )
+        for conversation in conversations:
+            if not is_analysed(conversation):
+                raise PromiseBroken(f"{conversation.lead.name} is listed as not analysed")
+
+    def _reason(self, broken: BaseException) -> str:
+        """The first of the failures, which may be wrapped in groups."""
+        while isinstance(broken, BaseExceptionGroup):
+            broken = broken.exceptions[0]
+        if isinstance(broken, OutOfOrder):
+            self._tally.in_order = False
+        return str(broken)
+
+    async def _stay(self, url: str) -> None:
+        """Until Ctrl-C, which then is the ordinary end."""
+        self._console.print(f"\nThe server stays up: {url} (Ctrl-C stops it)", soft_wrap=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
