@@ -108,6 +108,33 @@ def welcome(config: Config, url: str, data_dir: Path) -> None:
     )
 
 
+@main.command()
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Conversations to play, one JSON object a line.",
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Divides the pauses; 0 leaves them out.",
+)
+@click.option("--keep", is_flag=True, help="Keep the data directory.")
+@click.option("--exit", "exit_when_done", is_flag=True, help="Do not wait for Ctrl-C at the end.")
+@click.pass_context
+def demo(
+    ctx: click.Context, /, *, source: Path | None, speed: float, keep: bool, exit_when_done: bool
+) -> None:
+    """Play conversations on a throwaway server and check what it promises."""
+    from messaging_server.demo import run_demo
+
+    ctx.exit(run_demo(source=source, speed=speed, keep=keep, exit_when_done=exit_when_done))
+
+
 @main.command("create-user")
 @click.argument("email")
 @click.option("--name")

@@ -89,6 +89,7 @@ def create_app(config: Config) -> Litestar:
         request_max_body_size=config.server.max_body_bytes,
         cors_config=cors(config),
         openapi_config=docs.openapi_config(),
+        plugins=[docs.DocsPlugin()],
         logging_config=None,
         state=State(
             {

@@ -223,7 +223,7 @@ def refuse_unknown_query(
 def _declared_query_names(handler: BaseRouteHandler) -> list[str]:
     parameters = handler.parsed_fn_signature.parameters
     return [
-        field.kwarg_definition.query or name
+        field.kwarg_definition.name or name
         for name, field in parameters.items()
         if isinstance(field.kwarg_definition, QueryParameter)
     ]

@@ -168,8 +168,8 @@ async def running_server(config: Config) -> AsyncIterator[str]:
     `config` comes from `running_database`.
     """
     await migrate(config.database.url)
-    listener = listen(config)
     server = Server(uvicorn_config(config), own_signals=False)
+    listener = listen(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         up = asyncio.create_task(server.up.wait())

@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import httpx
 from websockets.sync.client import ClientConnection, connect
+
+T = TypeVar("T")
 
 START_SECONDS = 30.0
 PASSWORD = "correct horse"
@@ -24,10 +28,10 @@ class LiveServer:
     def __init__(self, environment: dict[str, str], *arguments: str) -> None:
         self._environment = environment
         self._arguments = arguments
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
         self.url = ""
         self.port = 0
-        self.output: list[str] = []
 
     @property
     def pid(self) -> int:
@@ -36,45 +40,43 @@ class LiveServer:
 
     def start(self) -> None:
         """Returns when the server answers that it is ready; a later start keeps the port."""
+        before = len(self.log())
         self._process = subprocess.Popen(
             [sys.executable, "-m", "messaging_server", "--port", str(self.port), *self._arguments],
             env=self._environment,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             stdout=subprocess.DEVNULL,
-            text=True,
         )
-        self.url = self._address()
-        self.port = int(self.url.rpartition(":")[2])
-        os.set_blocking(self._process.stderr.fileno(), False)  # type: ignore[union-attr]
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self._process.poll() is None, f"the server ended: {self.log()}"
-            try:
-                if httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.02)
-        raise AssertionError(f"the server did not get ready: {self.log()}")
+        wait_until(lambda: self._find_address(before) and self._is_ready(), START_SECONDS)
 
-    def _address(self) -> str:
+    def _find_address(self, start: int) -> bool:
         assert self._process is not None
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.output.append(line)
+        assert self._process.poll() is None, f"the server ended: {self.log()}"
+        for line in self.log()[start:].splitlines():
             if line.strip().startswith("Address"):
-                return line.split()[1]
-        raise AssertionError(f"the server did not say its address: {''.join(self.output)}")
+                self.url = line.split()[1]
+                self.port = int(self.url.rpartition(":")[2])
+                return True
+        return False
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def log(self) -> str:
         """What the server wrote to standard error so far."""
-        assert self._process is not None
-        assert self._process.stderr is not None
-        try:
-            self.output.append(self._process.stderr.read() or "")
-        except (OSError, TypeError, ValueError):
-            pass
-        return "".join(self.output)
+        if self._log.closed:
+            return ""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode()
+
+    def assert_no_defects(self) -> None:
+        """No request met an error that nobody had thought of."""
+        log = self.log()
+        for sign in ("Traceback", "Unhandled error", "Exception in ASGI"):
+            assert sign not in log, log[max(0, log.index(sign) - 500) : log.index(sign) + 5_000]
 
     def kill(self) -> None:
         """kill -9."""
@@ -88,14 +90,33 @@ class LiveServer:
         if self._process.poll() is None:
             self._process.terminate()
         try:
-            code = self._process.wait(15)
+            return self._process.wait(15)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
-        self.log()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-        return code
+
+    def close(self) -> None:
+        """Stop, and forget the log."""
+        try:
+            if self._process is not None:
+                self.stop()
+        finally:
+            self._log.close()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """What `condition` gives once it is true; an AssertionError when it does not get true."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"it did not happen within {seconds} s"
+        time.sleep(0.02)
+    return result
+
+
+def together(calls: Iterable[Callable[[], T]], threads: int = 20) -> list[T]:
+    """Run all `calls` at the same time, as far as `threads` go; their results in order."""
+    with ThreadPoolExecutor(threads) as executor:
+        return list(executor.map(lambda call: call(), calls))
 
 
 class Api:
@@ -141,6 +162,10 @@ class Api:
     ) -> Any:
         """The `data` of a success; the `error` when `expect` is an error's status."""
         response = self.http.request(method, path, json=body, params=query or None)
+        return self.unwrap(response, expect)
+
+    @staticmethod
+    def unwrap(response: httpx.Response, expect: int | None = None) -> Any:
         envelope = response.json()
         if expect is not None:
             assert response.status_code == expect, response.text

@@ -103,11 +103,11 @@ def live_server(dsn: str, **environment: str) -> Iterator[LiveServer]:
         **environment,
     }
     server = LiveServer(variables)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
-        server.stop()
+        server.close()
 
 
 @pytest.fixture(scope="module")

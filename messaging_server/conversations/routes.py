@@ -31,8 +31,8 @@ from messaging_server.http import (
 from messaging_server.models import Conversation, Message, Page, Priority, Status
 
 Tag = Annotated[str | None, QueryParameter(min_length=1, max_length=50)]
-Agent = Annotated[UUID | None, QueryParameter(query="assignedAgentId")]
-AfterSeq = Annotated[int | None, QueryParameter(query="afterSeq", ge=0, le=2_147_483_647)]
+Agent = Annotated[UUID | None, QueryParameter(name="assignedAgentId")]
+AfterSeq = Annotated[int | None, QueryParameter(name="afterSeq", ge=0, le=2_147_483_647)]
 
 
 @get("/conversations", tags=["Conversations"])
@@ -45,7 +45,7 @@ async def list_conversations(
     unassigned: Annotated[bool | None, QueryParameter()] = None,
     unreplied: Annotated[bool | None, QueryParameter()] = None,
     search_text: Annotated[
-        str | None, QueryParameter(query="search", min_length=1, max_length=200)
+        str | None, QueryParameter(name="search", min_length=1, max_length=200)
     ] = None,
     limit: PageLimit = 20,
     cursor: PageCursor = None,
