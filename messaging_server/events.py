@@ -48,9 +48,10 @@ class ConversationAssigned(Event, frozen=True):
 
 
 class ConversationsDeleted(Event, frozen=True):
-    """The conversations of an erased lead are gone."""
+    """The conversations of an erased lead are gone; `agent_ids` are who they were assigned to."""
 
     conversation_ids: tuple[UUID, ...]
+    agent_ids: frozenset[UUID] = frozenset()
 
 
 class ConversationRead(Event, frozen=True):

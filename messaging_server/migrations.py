@@ -1,7 +1,7 @@
 """Brings the schema up to date, once, however many servers start at the same time.
 
-Piccolo's migration runner costs half a second to import, so it is asked only when a migration
-is missing. `DB` is what Piccolo looks for in the module that `PICCOLO_CONF` names.
+Piccolo's migration runner costs as much to import as half the server, so it is imported only
+when a migration is missing. `DB` is what Piccolo looks for in the module that `PICCOLO_CONF` names.
 """
 
 import io
@@ -9,23 +9,32 @@ import os
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 from loguru import logger
-from piccolo.conf.apps import AppConfig
 
 from messaging_server.database import ENGINE, MINIMUM_POSTGRES, clean_dsn
 from messaging_server.errors import StartupError
 from messaging_server.tables import TABLES
 
+if TYPE_CHECKING:
+    from piccolo.conf.apps import AppConfig
+
 DB = ENGINE
 APP_NAME = "messaging"
 FOLDER = Path(__file__).parent / "piccolo_migrations"
-APP_CONFIG = AppConfig(
-    app_name=APP_NAME, migrations_folder_path=str(FOLDER), table_classes=list(TABLES)
-)
 MIGRATION_LOCK = 7_000
 MIGRATION_ID = re.compile(r'^ID = "(.+)"$', re.MULTILINE)
+
+
+def app_config() -> "AppConfig":
+    """What Piccolo knows of this application."""
+    from piccolo.conf.apps import AppConfig
+
+    return AppConfig(
+        app_name=APP_NAME, migrations_folder_path=str(FOLDER), table_classes=list(TABLES)
+    )
 
 
 async def migrate(dsn: str) -> int:
@@ -83,7 +92,7 @@ async def _run(dsn: str) -> None:
         with redirect_stdout(output):
             manager = ForwardsMigrationManager(APP_NAME)
             await manager.create_migration_table()
-            result = await manager.run_migrations(APP_CONFIG)
+            result = await manager.run_migrations(app_config())
     finally:
         await ENGINE.pool.close()
         ENGINE.pool = previous

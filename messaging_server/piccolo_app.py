@@ -1,5 +1,5 @@
 """What the `piccolo` command line looks for: the app with its tables and migrations."""
 
-from messaging_server.migrations import APP_CONFIG
+from messaging_server.migrations import app_config
 
-__all__ = ["APP_CONFIG"]
+APP_CONFIG = app_config()

@@ -5,7 +5,6 @@ dies leaves leases that run out. Several processes share the work.
 """
 
 import asyncio
-import logging
 from datetime import UTC
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -48,7 +47,6 @@ class Debouncer:
         self._claiming: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        logging.getLogger("apscheduler").setLevel(logging.WARNING)  # INFO is two lines a tick
         self._claiming = asyncio.create_task(self._claim_forever())
         self._scheduler.add_job(self._tick, "interval", seconds=TICK_SECONDS)
         self._scheduler.add_job(self._measure, "interval", seconds=MEASURE_SECONDS)

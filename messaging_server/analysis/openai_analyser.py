@@ -5,7 +5,6 @@ nothing: the schedule does. This module is imported only where it is configured.
 """
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -27,10 +26,6 @@ CALLS = 2
 
 NO_KEY = "none"
 """The SDK insists on a key; endpoints that need none ignore it."""
-
-for _name in ("openai", "httpx2"):
-    # At DEBUG and INFO they log whole requests, with the transcripts.
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Dialect(Struct, frozen=True):

@@ -3,6 +3,7 @@
 Subscribers return at once. Who lost sight of a conversation hears that first, then nothing.
 """
 
+from collections.abc import Set
 from uuid import UUID
 
 from messaging_server import events
@@ -72,15 +73,15 @@ class Fanout:
 
     def conversations_deleted(self, event: events.ConversationsDeleted) -> None:
         for conversation_id in event.conversation_ids:
-            self.forget(conversation_id)
+            self.forget(conversation_id, event.agent_ids)
 
-    def forget(self, conversation_id: UUID) -> None:
+    def forget(self, conversation_id: UUID, agent_ids: Set[UUID] = frozenset()) -> None:
         """The conversation is gone; everyone who may have seen it hears so."""
         agent_id = self._rooms.assigned_agent(conversation_id)
         self._inbox.outdated(conversation_id)
         members = set(self._rooms.close(conversation_id))
         for socket in self._sockets.authenticated():
-            if socket in members or socket.may_see(agent_id):
+            if socket in members or any(map(socket.may_see, {agent_id, *agent_ids})):
                 socket.lose(conversation_id, RemovalReason.DELETED)
 
     def conversation_read(self, event: events.ConversationRead) -> None:
