@@ -7,9 +7,10 @@ returns the application; everything that runs has the lifetime of its lifespan.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
-from litestar import Litestar, Router
+from litestar import Litestar, Router, get
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 
@@ -26,6 +27,7 @@ from messaging_server.health import route_handlers as health_routes
 from messaging_server.http import (
     EXCEPTION_HANDLERS,
     PREFIX,
+    PUBLIC,
     Authenticator,
     Edge,
     Request,
@@ -37,6 +39,7 @@ from messaging_server.leads import routes as lead_routes
 from messaging_server.limiter import Limiter
 from messaging_server.models import Caller
 from messaging_server.realtime import Realtime
+from messaging_server.realtime.asyncapi import asyncapi_document
 from messaging_server.security import Passwords, Tokens
 from messaging_server.users import routes as user_routes
 from messaging_server.users.service import UserTokens
@@ -79,6 +82,7 @@ def create_app(config: Config) -> Litestar:
             Router(PREFIX, route_handlers=api_route_handlers()),
             *health_routes,
             *docs.route_handlers,
+            describe_socket,
             *realtime.route_handlers,
             *admin_route_handlers(config, database, passwords, limiter, bus),
         ],
@@ -112,6 +116,12 @@ def create_app(config: Config) -> Litestar:
     )
     app.asgi_handler = Edge(app.asgi_handler)
     return app
+
+
+@get("/docs/asyncapi.json", opt=PUBLIC, include_in_schema=False)
+async def describe_socket() -> dict[str, Any]:
+    """The AsyncAPI document of the socket; stands here because `web` knows no sockets."""
+    return asyncapi_document(version=version("messaging-server"))
 
 
 def api_route_handlers() -> list[Any]:

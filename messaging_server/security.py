@@ -91,9 +91,9 @@ class Passwords:
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def hash(self, password: str) -> str:
-        """Raises `ValidationFailed` when the password breaks the rules."""
-        check_password_rules(password)
+    async def hash(self, password: str, *, field: str = "password") -> str:
+        """Raises `ValidationFailed`, for this field, when the password breaks the rules."""
+        check_password_rules(password, field=field)
         return await self._run(_hash, password.encode(), self._rounds)
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
@@ -122,15 +122,13 @@ def _matches(password: bytes, password_hash: str) -> bool:
     return matches and len(password) <= PASSWORD_MAX_BYTES
 
 
-def check_password_rules(password: str) -> None:
+def check_password_rules(password: str, *, field: str = "password") -> None:
     """8 characters to 72 UTF-8 bytes: bcrypt sees no more than that."""
     if len(password) < PASSWORD_MIN_CHARACTERS:
-        raise ValidationFailed.of(
-            "password", f"must have at least {PASSWORD_MIN_CHARACTERS} characters"
-        )
+        raise ValidationFailed.of(field, f"must have at least {PASSWORD_MIN_CHARACTERS} characters")
     if len(password.encode()) > PASSWORD_MAX_BYTES:
         raise ValidationFailed.of(
-            "password", f"must not be longer than {PASSWORD_MAX_BYTES} bytes in UTF-8"
+            field, f"must not be longer than {PASSWORD_MAX_BYTES} bytes in UTF-8"
         )
 
 

@@ -120,7 +120,7 @@ def together(calls: Iterable[Callable[[], T]], threads: int = 20) -> list[T]:
 
 
 class Api:
-    """One user's (or key's, or nobody's) view of the REST API."""
+    """One user's (or key's, or nobody's) view of the REST API; closes those it made."""
 
     def __init__(self, url: str, token: str | None = None, user: dict[str, Any] | None = None):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -128,22 +128,33 @@ class Api:
         self.token = token
         self.user = user or {}
         self.http = httpx.Client(base_url=f"{url}/api/v1", headers=headers, timeout=30)
+        self._made: list[Api] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.http.close()
+        for made in self._made:
+            made.close()
+
+    def _make(self, token: str, user: dict[str, Any] | None = None) -> "Api":
+        self._made.append(Api(self.url, token, user))
+        return self._made[-1]
 
     @classmethod
     def first_admin(cls, url: str) -> "Api":
         with cls(url) as nobody:
             nobody.post("/auth/register", {"email": "admin@example.com", "password": PASSWORD})
-            return nobody.log_in("admin@example.com")
+            nobody.log_in("admin@example.com")
+            return nobody._made.pop()
 
     def log_in(self, email: str, password: str = PASSWORD) -> "Api":
         data = self.post("/auth/login", {"email": email, "password": password}, expect=200)
-        return Api(self.url, data["token"], data["user"])
+        return self._make(data["token"], data["user"])
 
     def new_user(self, role: str = "SALES_AGENT", name: str | None = None) -> "Api":
         """A new user, made by this ADMIN, logged in."""
@@ -155,7 +166,7 @@ class Api:
 
     def new_key(self) -> "Api":
         """An API key, made by this ADMIN."""
-        return Api(self.url, self.post("/api-keys", {"name": "tests"})["key"])
+        return self._make(self.post("/api-keys", {"name": "tests"})["key"])
 
     def request(
         self, method: str, path: str, body: Any = None, *, expect: int | None = None, **query: Any

@@ -61,8 +61,9 @@ class Debouncer:
         self._scheduler.shutdown(wait=False)
         self.wake()
         _, late = await asyncio.wait([self._claiming], timeout=CLAIM_END_SECONDS)
-        for task in late:
-            task.cancel()
+        if late:
+            self._claiming.cancel()
+            await asyncio.wait(late, timeout=CLAIM_END_SECONDS)
         self._unsaved += await self._pool.drain(timeout_seconds=timeout_seconds)
         try:
             await self._release_unsaved()

@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from messaging_server.analysis.local_commands import Believed, read_believable
 from messaging_server.analysis.local_rules import (
+    Signs,
     Verdict,
-    features_of,
     judge,
     load_lexicon,
     tag_points,
@@ -78,9 +78,9 @@ def analyse_transcript(
     )
 
 
-def features_of_transcript(messages: Sequence[TranscriptMessage]) -> list[str]:
-    """What the weights are applied to; for `benchmarks/local_analyser.py`, which fits them."""
-    return _features(_read(messages[-TRANSCRIPT_MESSAGES:], sender=SenderType.LEAD))
+def signs_of_transcript(messages: Sequence[TranscriptMessage]) -> Signs:
+    """What a priority is judged by; for `benchmarks/local_analyser.py`, which fits the weights."""
+    return _signs(_read(messages[-TRANSCRIPT_MESSAGES:], sender=SenderType.LEAD))
 
 
 def _read(messages: Sequence[TranscriptMessage], *, sender: SenderType) -> list[Reading]:
@@ -143,15 +143,20 @@ def _decide(lead: Sequence[Reading], *, answered: bool) -> Verdict:
         )
     if _is_solved(lead):
         return Verdict(Priority.LOW, "The customer says that it is solved (rule solved).")
-    verdict = judge(_features(lead))
+    verdict = judge(_signs(lead))
     if answered and verdict.priority in _ONE_LESS and _is_closing(lead[-1]):
         lowered = _ONE_LESS[verdict.priority]
         return Verdict(lowered, "The customer ended with thanks for an answer (rule closing_thanks).")
     return verdict
 
 
-def _features(lead: Sequence[Reading]) -> list[str]:
-    return features_of(_all(reading.cues for reading in lead), asks=any(reading.asks for reading in lead))
+def _signs(lead: Sequence[Reading]) -> Signs:
+    sentences = [sentence for reading in lead for sentence in reading.sentences]
+    return Signs(
+        cues=_all(reading.cues for reading in lead),
+        asks=any(reading.asks for reading in lead),
+        words=_all(frozenset(sentence.heard.words) for sentence in sentences),
+    )
 
 
 def _is_solved(lead: Sequence[Reading]) -> bool:

@@ -23,6 +23,7 @@ WEAK_POINTS = 1.0
 MAX_COUNTED = 3
 MIN_TAG_POINTS = 3.0
 QUESTION_CUES = ("how_question", "general_question", "wish", "opinion")
+ALWAYS = "always"
 NO_PROBLEM = "no_problem"
 MERE = "mere_"
 COMMAND = "command"
@@ -47,28 +48,43 @@ class TagRule(Struct, frozen=True, forbid_unknown_fields=True):
     weak: tuple[str, ...]
 
 
-class CommandRule(Struct, frozen=True, forbid_unknown_fields=True):
+class PhraseList(Struct, frozen=True, forbid_unknown_fields=True):
     phrases: tuple[str, ...]
 
 
 class Lexicon(Struct, frozen=True, forbid_unknown_fields=True):
     merge: dict[str, tuple[str, ...]]
     classes: dict[str, tuple[str, ...]]
-    commands: CommandRule
+    commands: PhraseList
     cue: dict[str, Cue]
     stopwords: dict[str, str]
+    weightless: tuple[str, ...]
+    equals: dict[str, str]
     tag: dict[str, TagRule]
 
 
 class Heard(Struct, frozen=True):
     """What the phrases of the lexicon found in one sentence or clause."""
 
+    words: tuple[str, ...]
     cues: frozenset[str]
     tag_phrases: tuple[str, ...]
     is_command: bool
 
 
-NOTHING_HEARD = Heard(cues=frozenset(), tag_phrases=(), is_command=False)
+class Signs(Struct, frozen=True):
+    """What a priority is judged by: the cues, whether a question is asked, the merged words."""
+
+    cues: frozenset[str]
+    asks: bool
+    words: frozenset[str]
+
+
+class Weights(Struct, frozen=True, forbid_unknown_fields=True):
+    """Points for each priority, of each feature and of each frequent word."""
+
+    features: dict[str, dict[Priority, float]]
+    words: dict[str, dict[Priority, float]]
 
 
 class Verdict(Struct, frozen=True):
@@ -82,9 +98,9 @@ def load_lexicon() -> Lexicon:
 
 
 @cache
-def load_weights() -> dict[str, dict[Priority, float]]:
-    """Points of each feature for each priority, as `benchmarks/local_analyser.py fit` wrote them."""
-    return convert(_read_toml("local_weights.toml"), dict[str, dict[Priority, float]])
+def load_weights() -> Weights:
+    """As `benchmarks/local_analyser.py fit` wrote them."""
+    return convert(_read_toml("local_weights.toml"), Weights)
 
 
 def _read_toml(name: str) -> dict[str, Any]:
@@ -129,44 +145,58 @@ def listen(words: Words) -> Heard:
         if found.name in unconditional or not is_negated(merged, found.start)
     ]
     return Heard(
+        words=merged.words,
         cues=frozenset(name.removeprefix("cue ") for name in names if name.startswith("cue ")),
         tag_phrases=tuple(name for name in names if name.startswith(("strong ", "weak "))),
         is_command=COMMAND in names,
     )
 
 
-def features_of(cues: Iterable[str], *, asks: bool) -> list[str]:
-    """What a priority is computed from: the cues, and what is asked when there is no problem."""
-    heard = sorted(cues)
+def features_of(signs: Signs) -> list[str]:
+    """The cues, and what a question is when no problem stands beside it."""
+    heard = sorted(signs.cues)
     if any(load_lexicon().cue[cue].problem for cue in heard):
-        return heard
+        return [ALWAYS, *heard]
     mere = [f"{MERE}{cue}" for cue in QUESTION_CUES if cue in heard]
-    return [*heard, *mere, *([f"{MERE}question"] if asks else []), NO_PROBLEM]
+    return [ALWAYS, *heard, *mere, *([f"{MERE}question"] if signs.asks else []), NO_PROBLEM]
 
 
-def judge(features: Sequence[str]) -> Verdict:
-    """The priority with most points, and the cue that gave it most over the other two."""
+def words_of(signs: Signs) -> list[str]:
+    """The words that may have weight, Spanish ones by their English equal in the lexicon."""
+    equals = load_lexicon().equals
+    return sorted({equals.get(word, word) for word in signs.words})
+
+
+def judge(signs: Signs) -> Verdict:
+    """The priority with most points, and what gave it most."""
     weights = load_weights()
-    known = [weights[feature] for feature in ("always", *features) if feature in weights]
-    totals = {p: round(sum(points[p] for points in known), 6) for p in Priority}
+    features = [f for f in features_of(signs) if f in weights.features]
+    words = [word for word in words_of(signs) if word in weights.words]
+    points = [weights.features[f] for f in features] + [weights.words[word] for word in words]
+    totals = {p: round(sum(each[p] for each in points), 6) for p in Priority}
     best = max((Priority.MEDIUM, Priority.HIGH, Priority.LOW), key=lambda p: totals[p])
-    return Verdict(best, _reason(features, best))
+    return Verdict(best, _reason(features, words, best))
 
 
-def _reason(features: Sequence[str], priority: Priority) -> str:
+def _reason(features: Sequence[str], words: Sequence[str], priority: Priority) -> str:
+    """Names the strongest cue that speaks for `priority`; without one, the strongest word."""
     cues, weights = load_lexicon().cue, load_weights()
-    named = [f for f in features if f in cues and f in weights and cues[f].leans is priority]
-    if not named:
-        return _REASONS_WITHOUT_CUE[priority]
-    strongest = max(named, key=lambda f: weights[f][priority])
-    reason = cues[strongest].reason
-    return f"{reason[0].upper()}{reason[1:]} (rule {strongest})."
+    named = [f for f in features if f in cues and cues[f].leans is priority]
+    if named:
+        strongest = max(named, key=lambda f: weights.features[f][priority])
+        reason = cues[strongest].reason
+        return f"{reason[0].upper()}{reason[1:]} (rule {strongest})."
+    if NO_PROBLEM in features and priority is Priority.LOW:
+        return f"Nothing in the text shows a problem (rule {NO_PROBLEM})."
+    said = max(words, key=lambda word: weights.words[word][priority], default=None)
+    example = f", above all \"{said}\"" if said else ""
+    return f"The wording is that of {_KINDS[priority]}{example} (rule wording)."
 
 
-_REASONS_WITHOUT_CUE = {
-    Priority.HIGH: "Several signs together suggest that this is pressing (rule sum_of_cues).",
-    Priority.MEDIUM: "A matter for an agent, with no sign that it is pressing (rule sum_of_cues).",
-    Priority.LOW: "Nothing in the text shows a problem (rule no_problem).",
+_KINDS = {
+    Priority.HIGH: "pressing matters",
+    Priority.MEDIUM: "ordinary problems and requests",
+    Priority.LOW: "questions and comments",
 }
 
 

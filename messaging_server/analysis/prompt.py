@@ -168,7 +168,7 @@ def read_answer(text: str, *, tags: Sequence[TagConfig]) -> AnalysisResult:
     try:
         answer = _answers.decode(_object_in(text))
     except msgspec.ValidationError as error:
-        raise BadOutput(f"wrong schema: {error}") from None
+        raise BadOutput(f"wrong schema: {_without_value(error)}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         raise BadOutput("not JSON") from None
     if not shortened(answer.summary, SUMMARY_CHARACTERS):
@@ -180,6 +180,11 @@ def read_answer(text: str, *, tags: Sequence[TagConfig]) -> AnalysisResult:
         tags=_known(answer.tags, tags or BUILT_IN_TAGS),
         language=_language_code(answer.language),
     )
+
+
+def _without_value(error: msgspec.ValidationError) -> str:
+    """msgspec quotes an invalid enum value, which may be anything."""
+    return re.sub(r" '.*'", "", str(error), flags=re.DOTALL)
 
 
 def _object_in(text: str) -> str:

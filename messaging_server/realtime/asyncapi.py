@@ -10,6 +10,10 @@ from messaging_server.realtime import protocol
 from messaging_server.realtime.protocol import COMMANDS, PUSHES, REPLIES, Close
 
 CHANNEL = "#/channels/socket"
+DESCRIPTION = (
+    "What happens in the inbox, as it happens. Messages are sent over REST; in a joined "
+    "conversation each arrives here once, in the order of its `seq`, without holes."
+)
 REPLY_OF: dict[type[Struct], type[Struct]] = {
     protocol.Auth: protocol.AuthReply,
     protocol.Join: protocol.JoinReply,
@@ -31,7 +35,7 @@ def asyncapi_document(*, version: str) -> dict[str, Any]:
         "info": {
             "title": "messaging_server socket",
             "version": version,
-            "description": f"{inspect.getdoc(protocol)}\n\nClose codes: {_close_codes()}",
+            "description": f"{DESCRIPTION} Close codes: {_close_codes()}.",
         },
         "defaultContentType": "application/json",
         "channels": {

@@ -216,7 +216,7 @@ async def change_password(
     found = await queries.fetch_credentials_by_id(database, caller.id)
     if found is None or not await passwords.verify(change.current_password, found.password_hash):
         raise ValidationFailed.of("currentPassword", "is not the current password")
-    password_hash = await passwords.hash(change.new_password)
+    password_hash = await passwords.hash(change.new_password, field="newPassword")
     async with database.transaction():
         await queries.update_user(
             database, caller.id, {"password_hash": password_hash}, revoke=True

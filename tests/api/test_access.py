@@ -36,11 +36,14 @@ class World:
 
     def __init__(self, api: Api) -> None:
         self.api = api
-        self.callers: dict[str, Api] = {
+        self.without_token = {
             "nobody": Api(api.url),
             "garbage": Api(api.url, "garbage"),
             "expired": Api(api.url, expired(api)),
             "revoked": Api(api.url, revoked(api)),
+        }
+        self.callers: dict[str, Api] = {
+            **self.without_token,
             "key": api.new_key(),
             "owner": api.new_user(),
             "stranger": api.new_user(),
@@ -82,9 +85,8 @@ def revoked(api: Api) -> str | None:
 def world(api: Api) -> Iterator[World]:
     world = World(api)
     yield world
-    for name, caller in world.callers.items():
-        if name != "admin":
-            caller.http.close()
+    for caller in world.without_token.values():
+        caller.close()
 
 
 def a_message() -> dict[str, Any]:

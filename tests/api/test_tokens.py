@@ -22,8 +22,8 @@ def claims_of(api: Api) -> Claims:
     return claims
 
 
-def signed(claims: Claims, algorithm: str = "HS256", secret: str = SECRET, **header: Any) -> str:
-    return jwt.encode(claims, secret, algorithm=algorithm, headers=header or None)
+def signed(claims: Claims, algorithm: str = "HS256", secret: str = SECRET) -> str:
+    return jwt.encode(claims, secret, algorithm=algorithm)
 
 
 def part(value: Any) -> str:
@@ -86,6 +86,7 @@ ATTACKS: dict[str, Callable[[Claims], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")  # of HS384, HS512
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_not_one_of_ours(api: Api, attack: str) -> None:
     token = ATTACKS[attack](claims_of(api))
@@ -98,7 +99,7 @@ def test_not_one_of_ours(api: Api, attack: str) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "Bearer", "Bearer ", "Basic YTpi", "Bearerx", "Token x", "Bearer ñandú".encode(),
+    ["", "Bearer", "Basic YTpi", "Bearerx", "Token x", "Bearer ñandú".encode(),
      "Bearer ñ".encode("latin-1"), b"Bearer \xff\xfe", b"Bearer ik_\xff"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/auth/me", "/inbound"])
