@@ -88,7 +88,7 @@ class Conversations(Table, tablename="conversations"):
 
 class Messages(Table, tablename="messages"):
     id = UUID(primary_key=True, default=uuid7)
-    conversation_id = ForeignKey(Conversations, null=False)
+    conversation_id = UUID()
     seq = Integer()
     sender_type = Text()
     sender_id = UUID(null=True, default=None)
