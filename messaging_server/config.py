@@ -142,6 +142,7 @@ def load_config(
         origins[f"{section}.{key}"] = variable
     for section, keys in overrides.items():
         values.setdefault(section, {}).update(keys)
+        origins.update({f"{section}.{key}": "the command line" for key in keys})
     config = _convert(values, source=str(path) if path else "the environment", origins=origins)
     _check(config)
     return config

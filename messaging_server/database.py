@@ -17,7 +17,7 @@ import asyncpg
 from loguru import logger
 from piccolo.engine.postgres import PostgresEngine
 
-from messaging_server.errors import DomainError, StartupError, Unavailable, ValidationFailed
+from messaging_server.errors import StartupError, Unavailable, ValidationFailed
 from messaging_server.events import Bus, Event
 from messaging_server.tables import TABLES
 
@@ -69,8 +69,8 @@ UNSTORABLE = (
     asyncpg.CharacterNotInRepertoireError,
     asyncpg.UntranslatableCharacterError,
     asyncpg.NumericValueOutOfRangeError,
+    asyncpg.DatetimeFieldOverflowError,
 )
-TRANSLATED = (*UNSTORABLE, *AWAY)
 
 
 class Engine(PostgresEngine):
@@ -194,8 +194,12 @@ class Database:
                 return await getattr(transaction.connection, method)(sql, *arguments)
             async with acquire(pool or self.pool) as connection:
                 return await getattr(connection, method)(sql, *arguments)
-        except TRANSLATED as error:
-            raise translated(error) from error
+        except asyncpg.DataError as error:
+            if not isinstance(error, UNSTORABLE) and not isinstance(error.__cause__, OverflowError):
+                raise
+            raise ValidationFailed("A value can't be stored or is out of range") from error
+        except AWAY as error:
+            raise unavailable(error) from error
 
     async def run(self, query: Any) -> Any:
         """Run a Piccolo query, in the open transaction if there is one."""
@@ -228,8 +232,8 @@ class Database:
                     yield transaction
                 finally:
                     _current.reset(token)
-        except TRANSLATED as error:
-            raise translated(error) from error
+        except AWAY as error:
+            raise unavailable(error) from error
         for event in transaction.events:
             self._bus.publish(event)
 
@@ -241,10 +245,8 @@ def acquire(pool: asyncpg.Pool | None) -> Any:
     return pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
 
 
-def translated(error: Exception) -> DomainError:
-    """What Postgres or asyncpg raised, as the domain says it."""
-    if isinstance(error, UNSTORABLE):
-        return ValidationFailed(f"A value can't be stored: {error}")
+def unavailable(error: Exception) -> Unavailable:
+    """What the loss of the database is for the domain; the reason is for the log only."""
     logger.warning("The database is unavailable: {}", repr(error))
     return Unavailable("The database is unavailable", retry_after_seconds=RETRY_AFTER_SECONDS)
 

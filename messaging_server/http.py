@@ -298,6 +298,9 @@ _BY_STATUS: dict[int, type[DomainError]] = {
 }
 
 
+CLIENT_GONE = "client disconnected prematurely"
+"""Litestar's words for a body that its sender gave up: nobody's defect, and nobody hears of it."""
+
 _MESSAGES = {404: "Not found", 405: "Method not allowed", 413: "The body is too large"}
 
 
@@ -310,6 +313,8 @@ def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPE
         return failure_response(
             request, ValidationFailed(text or "The request is not valid", details=details)
         )
+    if error.detail == CLIENT_GONE:
+        return failure_response(request, ValidationFailed("The body ended too early"))
     if error.status_code >= 500:
         return handle_defect(request, error)
     kind = _BY_STATUS.get(error.status_code, errors.ValidationFailed)
@@ -350,8 +355,9 @@ C = TypeVar("C", bound=Struct)
 
 
 def encode_cursor(cursor: Struct) -> str:
-    """Opaque to clients: unpadded URL-safe base64 of msgpack."""
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).rstrip(b"=").decode()
+    """Opaque to clients: unpadded URL-safe base64 of msgpack, with the name of its kind."""
+    data = msgspec.msgpack.encode((type(cursor).__name__, cursor))
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def decode_cursor(text: str, kind: type[C]) -> C:
@@ -359,9 +365,12 @@ def decode_cursor(text: str, kind: type[C]) -> C:
     try:
         padded = text.encode() + b"=" * (-len(text) % 4)
         data = base64.b64decode(padded, altchars=b"-_", validate=True)
-        return msgspec.msgpack.decode(data, type=kind)
+        name, cursor = msgspec.msgpack.decode(data, type=tuple[str, kind])  # type: ignore[valid-type]  # known at run time
     except (binascii.Error, msgspec.MsgspecError, ValueError, RecursionError):
-        raise ValidationFailed.of("cursor", "is not one that this list gave out") from None
+        name, cursor = "", None
+    if cursor is None or name != kind.__name__:
+        raise ValidationFailed.of("cursor", "is not one that this list gave out")
+    return cursor
 
 
 def page(items: Sequence[T], following: Struct | None) -> Success[Page[T]]:

@@ -40,8 +40,8 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 
 
 @contextlib.contextmanager
-def fresh_database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A new, migrated database; its DSN."""
+def fresh_database(postgres: EmbeddedPostgres, *, migrated: bool = True) -> Iterator[str]:
+    """A new database; its DSN."""
     name = f"test_{uuid4().hex[:12]}"
 
     async def execute(statement: str) -> None:
@@ -52,7 +52,8 @@ def fresh_database(postgres: EmbeddedPostgres) -> Iterator[str]:
     asyncio.run(execute(f"create database {name}"))
     dsn = postgres.dsn.replace("/messaging?", f"/{name}?")
     assert name in dsn
-    asyncio.run(migrate(dsn))
+    if migrated:
+        asyncio.run(migrate(dsn))
     yield dsn
     asyncio.run(execute(f"drop database {name} with (force)"))
 

@@ -30,7 +30,10 @@ def test_every_dependency_is_locked_within_its_bounds() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
     locked = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
     extras = PROJECT["project"]["optional-dependencies"].values()
-    for text in [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]:
+    for text in [
+        *PROJECT["project"]["dependencies"],
+        *(line for extra in extras for line in extra),
+    ]:
         requirement = Requirement(text)
         version = locked[canonicalize_name(requirement.name)]
         assert version in requirement.specifier, text

@@ -139,14 +139,17 @@ def _decide(lead: Sequence[Reading], *, answered: bool) -> Verdict:
         return Verdict(Priority.LOW, "The customer has not written yet (rule no_customer_message).")
     if not any(reading.sentences for reading in lead):
         return Verdict(
-            Priority.MEDIUM, "The customer's message holds nothing to judge by (rule nothing_to_read)."
+            Priority.MEDIUM,
+            "The customer's message holds nothing to judge by (rule nothing_to_read).",
         )
     if _is_solved(lead):
         return Verdict(Priority.LOW, "The customer says that it is solved (rule solved).")
     verdict = judge(_signs(lead))
     if answered and verdict.priority in _ONE_LESS and _is_closing(lead[-1]):
         lowered = _ONE_LESS[verdict.priority]
-        return Verdict(lowered, "The customer ended with thanks for an answer (rule closing_thanks).")
+        return Verdict(
+            lowered, "The customer ended with thanks for an answer (rule closing_thanks)."
+        )
     return verdict
 
 

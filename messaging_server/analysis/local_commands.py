@@ -13,7 +13,10 @@ from messaging_server.analysis.local_text import split_clauses, split_sentences,
 
 MIN_CLAUSE_WORDS = 4
 
-_SPEAKERS = "system|sistema|assistant|asistente|developer|admin|agent|agente|instructions?|instrucci[oó]n(?:es)?"
+_SPEAKERS = (
+    "system|sistema|assistant|asistente|developer|admin|agent|agente"
+    "|instructions?|instrucci[oó]n(?:es)?"
+)
 _MARKUP = r"<\s*/?\s*\w*[|>]|<\|[^>]*\|>|\[/?(?:INST|SYS)[^\]]*\]"
 _FAKE_TURN = re.compile(
     rf"^\W*(?:{_SPEAKERS})(?:\s+(?:prompt|message|note|override|mensaje|nota))?\s*[:\]>|]"

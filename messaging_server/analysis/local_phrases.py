@@ -1,6 +1,6 @@
 """Phrases of the lexicon, compiled, and found in text by a look-up on their first word.
 
-A phrase is a list of elements: words (exact or by their beginning) or a gap of up to GAP_WORDS.
+A phrase is a list of elements: words (exact or by their beginning) or a gap.
 The grammar is explained at the top of `local_lexicon.toml`.
 """
 
@@ -10,20 +10,23 @@ from msgspec import Struct
 
 from messaging_server.analysis.local_text import Words
 
-GAP_WORDS = 3
 NEGATION_WORDS = 3
 
-_GAP = ".."
+_GAPS = {"..": 3, "...": 8}
 _NEGATIONS = frozenset(
-    "not no never without dont didnt doesnt isnt wasnt arent hasnt havent hadnt wont"
-    " nunca jamas sin tampoco ni".split()
+    [
+        *("not", "no", "never", "without", "dont", "didnt", "doesnt", "isnt", "wasnt", "arent"),
+        *("hasnt", "havent", "hadnt", "wont", "nunca", "jamas", "sin", "tampoco", "ni"),
+    ]
 )
 
 
 class Element(Struct, frozen=True):
+    """The words that may stand here, at most `gap` words after the element before."""
+
     words: frozenset[str]
     beginnings: tuple[str, ...]
-    after_gap: bool
+    gap: int
 
     def accepts(self, word: str) -> bool:
         return word in self.words or word.startswith(self.beginnings)
@@ -75,30 +78,29 @@ class PhraseBook:
 
 def _compile(phrase: str, *, classes: Mapping[str, Sequence[str]]) -> tuple[Element, ...]:
     elements: list[Element] = []
-    after_gap = False
+    gap = 0
     for part in phrase.split():
-        if part != _GAP:
-            elements.append(_element(part, after_gap=after_gap, classes=classes))
-        after_gap = part == _GAP
+        if part not in _GAPS:
+            elements.append(_element(part, gap=gap, classes=classes))
+        gap = _GAPS.get(part, 0)
     return tuple(elements)
 
 
-def _element(part: str, *, after_gap: bool, classes: Mapping[str, Sequence[str]]) -> Element:
+def _element(part: str, *, gap: int, classes: Mapping[str, Sequence[str]]) -> Element:
     options: list[str] = []
     for option in part.split("|"):
         options += classes[option[1:-1]] if option.startswith("<") else [option]
     return Element(
         words=frozenset(option for option in options if not option.endswith("*")),
         beginnings=tuple(sorted({option[:-1] for option in options if option.endswith("*")})),
-        after_gap=after_gap,
+        gap=gap,
     )
 
 
 def _match_end(elements: Sequence[Element], words: Sequence[str], position: int) -> int:
     """The position after the match, 0 when there is none."""
     element = elements[0]
-    last = position + GAP_WORDS if element.after_gap else position
-    for here in range(position, min(last + 1, len(words))):
+    for here in range(position, min(position + element.gap + 1, len(words))):
         if element.accepts(words[here]):
             end = _match_end(elements[1:], words, here + 1) if len(elements) > 1 else here + 1
             if end:

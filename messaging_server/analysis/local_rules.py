@@ -25,6 +25,7 @@ MIN_TAG_POINTS = 3.0
 QUESTION_CUES = ("how_question", "general_question", "wish", "opinion")
 ALWAYS = "always"
 NO_PROBLEM = "no_problem"
+PLAIN_STATEMENT = "plain_statement"
 MERE = "mere_"
 COMMAND = "command"
 
@@ -153,10 +154,12 @@ def listen(words: Words) -> Heard:
 
 
 def features_of(signs: Signs) -> list[str]:
-    """The cues, and what a question is when no problem stands beside it."""
+    """The cues, and what a question or a statement is when no problem stands beside it."""
     heard = sorted(signs.cues)
     if any(load_lexicon().cue[cue].problem for cue in heard):
         return [ALWAYS, *heard]
+    if not signs.asks and not any(load_lexicon().cue[cue].leans is Priority.LOW for cue in heard):
+        return [ALWAYS, *heard, PLAIN_STATEMENT]
     mere = [f"{MERE}{cue}" for cue in QUESTION_CUES if cue in heard]
     return [ALWAYS, *heard, *mere, *([f"{MERE}question"] if signs.asks else []), NO_PROBLEM]
 
@@ -189,7 +192,7 @@ def _reason(features: Sequence[str], words: Sequence[str], priority: Priority) -
     if NO_PROBLEM in features and priority is Priority.LOW:
         return f"Nothing in the text shows a problem (rule {NO_PROBLEM})."
     said = max(words, key=lambda word: weights.words[word][priority], default=None)
-    example = f", above all \"{said}\"" if said else ""
+    example = f', above all "{said}"' if said else ""
     return f"The wording is that of {_KINDS[priority]}{example} (rule wording)."
 
 

@@ -77,9 +77,7 @@ def _gain(sentence: Sentence, weights: Mapping[str, float], *, said: set[str]) -
     return round(new * factor, 6)
 
 
-def _stem_weights(
-    sentences: Sequence[Sentence], answers: frozenset[str]
-) -> dict[str, float]:
+def _stem_weights(sentences: Sequence[Sentence], answers: frozenset[str]) -> dict[str, float]:
     """How much a stem is worth: more when repeated, a name or code, or taken up by an agent."""
     counts = Counter(stem for sentence in sentences for stem in sentence.stems)
     names = {stem for sentence in sentences for stem in _name_stems(sentence.text)}

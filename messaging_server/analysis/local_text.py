@@ -15,7 +15,7 @@ SHORT_TEXT_WORDS = 6
 _UNSEEN_CATEGORIES = frozenset({"Cf", "Cs", "Co", "Cn"})
 _LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _HANDLE = re.compile(r"(?<![\w.])@\w+")
-_LEADING_HANDLES = re.compile(r"^(?:\W{0,2}@\w+\W*)+")
+_LEADING_HANDLES = re.compile(r"^(?:\W*@\w+[^\w@]*)+")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+(?=\S)|\s*\n\s*")
 _CLAUSE_END = re.compile(r"[,;]\s+|\s+(?:because|but|since|porque|pero|ya que)\s+", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+|[,;:.!?()\[\]{}\"]")

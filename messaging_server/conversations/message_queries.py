@@ -214,7 +214,9 @@ async def list_messages(
         select {_COLUMNS}
         from conversations c {_JOINS}
         left join lateral (
-            select * from messages
+            select id, conversation_id, seq, sender_type, sender_id, content_type, content_text,
+                media_url, private, client_message_id, created_at
+            from messages
             where conversation_id = c.id
                 and ($4::integer is null or seq {">" if ascending else "<"} $4)
             order by seq {"asc" if ascending else "desc"}

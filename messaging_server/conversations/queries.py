@@ -14,7 +14,7 @@ from msgspec import Struct
 from uuid_utils.compat import uuid7
 
 from messaging_server.database import Database, row_count
-from messaging_server.errors import Conflict
+from messaging_server.errors import Conflict, NotFound
 from messaging_server.models import (
     AiView,
     AssignedAgent,
@@ -183,7 +183,7 @@ async def fetch_heads(database: Database, conversation_ids: Sequence[UUID]) -> d
 async def insert_conversation(
     database: Database, *, lead_id: UUID, agent_id: UUID | None, external_id: str | None = None
 ) -> UUID:
-    """Raises `Conflict` when the external id is taken."""
+    """Raises `Conflict` when the external id is taken, `NotFound` when the lead is gone."""
     conversation_id = uuid7()
     try:
         await database.execute(
@@ -198,6 +198,8 @@ async def insert_conversation(
         )
     except asyncpg.UniqueViolationError:
         raise Conflict("The conversation was created at the same moment; try again") from None
+    except asyncpg.ForeignKeyViolationError:
+        raise NotFound("No such lead") from None
     return conversation_id
 
 
@@ -209,6 +211,11 @@ async def fetch_external_conversation(
         "select id, lead_id from conversations where external_id = $1", external_id
     )
     return (row["id"], row["lead_id"]) if row else None
+
+
+async def lock_external_conversation(database: Database, external_id: str) -> None:
+    """Until the end of the transaction: two first messages must not make two conversations."""
+    await database.execute("select pg_advisory_xact_lock(hashtextextended($1, 2))", external_id)
 
 
 async def fetch_newest_conversation(database: Database, lead_id: UUID) -> UUID | None:
@@ -230,15 +237,18 @@ async def update_conversation(
 ) -> int | None:
     """Set what `changes` holds of status, priority, tags and snoozed_until.
 
-    A priority or tags of None go back to the AI's own. Returns the new version, or None when
-    the conversation is not visible.
+    A priority or tags of None go back to the AI's own; a snoozed_until of None without a status
+    ends a snooze, if there is one. Returns the new version, or None when the conversation is not
+    visible.
     """
     status: Status | None = changes.get("status")
     version: int | None = await database.fetch_value(
         f"""
         update conversations c
-        set status = coalesce($4, c.status),
-            snoozed_until = case when $4 is null then c.snoozed_until else $5::timestamptz end,
+        set status = coalesce(
+                $4, case when $10 and c.status = 'SNOOZED' then 'OPEN' else c.status end),
+            snoozed_until = case
+                when $4 is null and not $10 then c.snoozed_until else $5::timestamptz end,
             priority = case when not $6 then c.priority else coalesce($7, c.ai_priority) end,
             priority_source = case
                 when not $6 then c.priority_source when $7::text is null then 'AI' else 'HUMAN' end,
@@ -259,6 +269,7 @@ async def update_conversation(
         changes.get("priority"),
         "tags" in changes,
         changes.get("tags"),
+        "snoozed_until" in changes,
     )
     return version
 
@@ -302,6 +313,29 @@ async def lock_active_user(database: Database, user_id: UUID) -> bool:
     return bool(found)
 
 
+_MOVE_MARK = f"""
+with seen as (
+    select c.id, c.lead_message_count as total, least($4, c.last_seq) as seq
+    from conversations c
+    where {VISIBLE} and c.id = $3
+),
+mark as (
+    insert into conversation_reads as r
+        (id, conversation_id, user_id, seq, lead_message_count)
+    select $5, seen.id, $2, seen.seq, coalesce(m.lead_message_count, 0)
+    from seen
+    left join messages m on m.conversation_id = seen.id and m.seq = seen.seq
+    on conflict (conversation_id, user_id) do update
+    set seq = greatest(r.seq, excluded.seq),
+        lead_message_count = greatest(r.lead_message_count, excluded.lead_message_count),
+        updated_at = now()
+    returning r.seq, r.lead_message_count
+)
+select mark.seq, greatest(seen.total - mark.lead_message_count, 0) as unread
+from mark, seen
+"""
+
+
 async def upsert_read_mark(
     database: Database, caller: Caller, conversation_id: UUID, seq: int
 ) -> tuple[int, int] | None:
@@ -309,33 +343,12 @@ async def upsert_read_mark(
 
     Returns the mark and how many of the lead's messages are after it; None when not visible.
     """
-    row = await database.fetch_row(
-        f"""
-        with seen as (
-            select c.id, c.lead_message_count as total, least($4, c.last_seq) as seq
-            from conversations c
-            where {VISIBLE} and c.id = $3
-        ),
-        mark as (
-            insert into conversation_reads as r
-                (id, conversation_id, user_id, seq, lead_message_count)
-            select $5, seen.id, $2, seen.seq, coalesce(m.lead_message_count, 0)
-            from seen
-            left join messages m on m.conversation_id = seen.id and m.seq = seen.seq
-            on conflict (conversation_id, user_id) do update
-            set seq = greatest(r.seq, excluded.seq),
-                lead_message_count = greatest(r.lead_message_count, excluded.lead_message_count),
-                updated_at = now()
-            returning r.seq, r.lead_message_count
+    try:
+        row = await database.fetch_row(
+            _MOVE_MARK, caller.is_admin, caller.id, conversation_id, seq, uuid7()
         )
-        select mark.seq, seen.total - mark.lead_message_count as unread from mark, seen
-        """,
-        caller.is_admin,
-        caller.id,
-        conversation_id,
-        seq,
-        uuid7(),
-    )
+    except asyncpg.ForeignKeyViolationError:  # deleted meanwhile
+        return None
     return (row["seq"], row["unread"]) if row else None
 
 

@@ -20,6 +20,8 @@ from messaging_server.leads.queries import search_condition, search_pattern
 from messaging_server.models import Caller, Conversation, Priority, Status
 
 MATCHING_LEADS = 1_000
+SAMPLE = 50
+MESSAGE_MATCHES = "m.words @@ to_tsquery('simple', {query})"
 
 
 class Filters(Struct, frozen=True, kw_only=True):
@@ -57,12 +59,15 @@ async def list_conversations(
     limit: int,
     cursor: ConversationCursor | None,
 ) -> tuple[list[Conversation], ConversationCursor | None]:
-    """One page in one query; the cursor of the next, if there is one."""
+    """One page in one query, two with a search; the cursor of the next, if there is one."""
     statement = Statement()
     joins = JOINS.format(user_id=statement.parameter(caller.id))
     add_conditions(statement, caller, filters, cursor)
     size = statement.parameter(limit + 1)
-    matches = matching(statement, filters.search, size) if filters.search else None
+    matches = None
+    if filters.search is not None:
+        common = await is_common(database, caller, filters, cursor)
+        matches = matching(statement, filters.search, size, common=common)
     source = f"({matches}) c" if matches else "conversations c"
     sql = f"""
         select {COLUMNS}
@@ -110,23 +115,55 @@ def where(conditions: list[str]) -> str:
     return f"where {' and '.join(conditions)}" if conditions else ""
 
 
-def matching(statement: Statement, search: str, size: str) -> str:
+async def is_common(
+    database: Database, caller: Caller, filters: Filters, cursor: ConversationCursor | None
+) -> bool:
+    """Whether the search finds anything in a sample: the newest messages of the newest."""
+    statement = Statement()
+    add_conditions(statement, caller, filters, cursor)
+    query = statement.parameter(text_query(filters.search or ""))
+    sql = f"""
+        select exists (
+            select 1
+            from (
+                select c.id from conversations c
+                {where(statement.conditions)}
+                order by c.last_activity_at desc, c.id desc
+                limit {SAMPLE}
+            ) newest
+            cross join lateral (
+                select m.words from messages m
+                where m.conversation_id = newest.id
+                order by m.seq desc
+                limit {SAMPLE}
+            ) m
+            where {MESSAGE_MATCHES.format(query=query)}
+        )
+    """
+    return bool((await database.fetch_planned(sql, *statement.arguments))[0][0])
+
+
+def matching(statement: Statement, search: str, size: str, *, common: bool) -> str:
     """The newest conversations whose messages or whose lead match, as a subquery.
 
-    Two branches, each with its own index, each no longer than the page.
+    Rare words are looked up in the index of words. For common ones that would take long, while
+    going through the newest conversations soon finds enough (`offset 0` keeps that order).
     """
-    query = statement.parameter(text_query(search))
-    pattern = statement.parameter(search_pattern(search))
-    branches = (
-        f"""exists (
+    message_matches = MESSAGE_MATCHES.format(query=statement.parameter(text_query(search)))
+    if common:
+        by_message = f"""exists (
             select 1 from messages m
-            where m.conversation_id = c.id
-                and to_tsvector('simple', m.content_text) @@ to_tsquery('simple', {query})
-        )""",
-        f"""c.lead_id = any(array(
-            select l.id from leads l where {search_condition(pattern)} limit {MATCHING_LEADS}
-        ))""",
-    )
+            where m.conversation_id = c.id and {message_matches}
+            offset 0
+        )"""
+    else:
+        by_message = f"""c.id = any(array(
+            select distinct m.conversation_id from messages m where {message_matches}
+        ))"""
+    pattern = statement.parameter(search_pattern(search))
+    by_lead = f"""c.lead_id = any(array(
+        select l.id from leads l where {search_condition(pattern)} limit {MATCHING_LEADS}
+    ))"""
     return " union ".join(
         f"""(
             select c.* from conversations c
@@ -134,7 +171,7 @@ def matching(statement: Statement, search: str, size: str) -> str:
             order by c.last_activity_at desc, c.id desc
             limit {size}
         )"""
-        for branch in branches
+        for branch in (by_message, by_lead)
     )
 
 

@@ -191,7 +191,7 @@ async def update_conversation(
 
 
 def checked_changes(request: ConversationChanges) -> dict[str, Any]:
-    """The columns to set. `snoozedUntil` implies SNOOZED; any other status ends the snooze."""
+    """The columns to set. A `snoozedUntil` implies SNOOZED; any other status ends the snooze."""
     changes = {
         name: getattr(request, name)
         for name in ConversationChanges.__struct_fields__
@@ -203,8 +203,6 @@ def checked_changes(request: ConversationChanges) -> dict[str, Any]:
             raise ValidationFailed.of("snoozedUntil", "goes only with status SNOOZED")
         if until <= datetime.now(UTC):
             raise ValidationFailed.of("snoozedUntil", "must be in the future")
-    elif "snoozed_until" in changes and "status" not in changes:
-        changes["status"] = Status.OPEN
     if changes.get("tags"):
         changes["tags"] = list(dict.fromkeys(changes["tags"]))
     return changes

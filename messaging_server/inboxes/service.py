@@ -130,7 +130,7 @@ async def receive(database: Database, inbound: Inbound, *, debounce: Debounce) -
     try:
         async with database.transaction():
             result = await _append(database, inbound, debounce)
-    except asyncpg.UniqueViolationError:
+    except (asyncpg.UniqueViolationError, NotFound):  # a lead may be deleted at any moment
         before = await _received_before(database, inbound.external_id)
         if before is None:
             raise Conflict("The same message came at the same moment; try again") from None
@@ -175,7 +175,7 @@ async def _conversation_of(database: Database, inbound: Inbound) -> tuple[UUID, 
     """The conversation and its lead, created where there is none."""
     external_id = inbound.conversation_external_id
     if external_id is not None:
-        found = await conversation_queries.fetch_external_conversation(database, external_id)
+        found = await _external_conversation(database, external_id)
         if found is not None:
             return found
     lead = inbound.lead
@@ -195,3 +195,12 @@ async def _conversation_of(database: Database, inbound: Inbound) -> tuple[UUID, 
     )
     database.publish(ConversationCreated(conversation_id=conversation_id, assigned_agent_id=None))
     return conversation_id, lead_id
+
+
+async def _external_conversation(database: Database, external_id: str) -> tuple[UUID, UUID] | None:
+    """As in `_conversation_of`; None means that the caller, and nobody else, may create it."""
+    found = await conversation_queries.fetch_external_conversation(database, external_id)
+    if found is None:
+        await conversation_queries.lock_external_conversation(database, external_id)
+        found = await conversation_queries.fetch_external_conversation(database, external_id)
+    return found

@@ -111,14 +111,17 @@ async def list_leads(
 
 
 def search_condition(parameter: str) -> str:
-    """Matches leads `l`; the trigrams are what the index holds, the position is the proof."""
-    text = "lead_search_text(l.name, l.email, l.phone)"
-    return f"(trigrams({text}) @> trigrams({parameter}) and position({parameter} in {text}) > 0)"
+    """Matches leads `l`; the trigrams are what the index holds, the position is the proof.
+
+    Postgres lowers both sides: Python's rules for `İ` and `Σ` are others.
+    """
+    text, part = "lead_search_text(l.name, l.email, l.phone)", f"lower({parameter})"
+    return f"(trigrams({text}) @> trigrams({part}) and position({part} in {text}) > 0)"
 
 
 def search_pattern(search: str) -> str:
     """Three characters or more match anywhere; fewer only where a word begins."""
-    text = " ".join(search.lower().split())
+    text = " ".join(search.split())
     return text if len(text) >= 3 else f" {text}"
 
 
@@ -181,13 +184,12 @@ async def find_or_insert_lead(
     identity = external_id or email or phone
     if identity is None:
         return (await insert_lead(database, name=name, email=None, phone=None)).id
-    await database.execute(
-        "select pg_advisory_xact_lock(hashtextextended($1, 1))", identity.lower()
-    )
-    column = "external_id" if external_id else "lower(email)" if email else "phone"
+    await database.execute("select pg_advisory_xact_lock(hashtextextended(lower($1), 1))", identity)
+    same = "external_id = $1"
+    if not external_id:
+        same = "lower(email) = lower($1)" if email else "phone = $1"
     found: UUID | None = await database.fetch_value(
-        f"select id from leads where {column} = $1 order by created_at, id limit 1",
-        identity.lower() if column == "lower(email)" else identity,
+        f"select id from leads where {same} order by created_at, id limit 1", identity
     )
     if found is not None:
         return found

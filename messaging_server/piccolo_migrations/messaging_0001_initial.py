@@ -109,15 +109,15 @@ create table messages (
     client_message_id text,
     external_id text,
     lead_message_count integer not null,
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    words tsvector generated always as (to_tsvector('simple', content_text)) stored
 );
 create unique index messages_seq on messages (conversation_id, seq);
 create unique index messages_client_message_id
     on messages (conversation_id, sender_id, client_message_id)
     where client_message_id is not null;
 create unique index messages_external_id on messages (external_id) where external_id is not null;
-create index messages_search on messages using gin (to_tsvector('simple', content_text))
-    where content_text is not null;
+create index messages_search on messages using gin (words);
 
 create table conversation_reads (
     id uuid primary key default gen_random_uuid(),

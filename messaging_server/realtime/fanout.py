@@ -58,14 +58,14 @@ class Fanout:
     def conversation_assigned(self, event: events.ConversationAssigned) -> None:
         """The newest known assignment decides, which may not be the one of this fact."""
         conversation_id = event.conversation.id
-        self._rooms.learn(
+        told = self._rooms.learn(
             conversation_id, version=event.version, assigned_agent_id=event.assigned_agent_id
         )
         self._inbox.outdated(conversation_id)
         agent_id = self._rooms.assigned_agent(conversation_id)
         if event.previous_agent_id is not None:
             for socket in self._sockets.of_user(event.previous_agent_id):
-                if not socket.may_see(agent_id):
+                if socket not in told and not socket.may_see(agent_id):
                     socket.lose(conversation_id)
         if agent_id is not None and agent_id == event.assigned_agent_id:
             self._inbox.gained(conversation_id, agent_id)

@@ -1,7 +1,8 @@
 """The inbox: tells everyone online how the conversations look that they may see.
 
 Changes are collected and read together, as each user sees them. A busy server pushes more
-rarely rather than spending its time on it: pushing takes at most a fifth of it.
+rarely rather than spending its time on it: pushing takes at most a fifth of it. A client that
+reads slowly gets the newest state later, not every state.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from messaging_server.realtime.protocol import (
     ConversationData,
     ConversationGained,
     ConversationUpdate,
+    Frame,
     push_frame,
 )
 from messaging_server.realtime.rooms import backoff, count_deliveries
@@ -26,14 +28,17 @@ from messaging_server.realtime.sockets import Sockets
 GATHER_SECONDS = 0.02
 PAUSE_SECONDS = 0.2
 PAUSE_FACTOR = 4
-CONVERSATIONS_PER_READ = 200
+VIEWS_PER_READ = 2_000
 
 
 class Views(Protocol):
     async def fetch_views(
         self, conversation_ids: Sequence[UUID], callers: Sequence[Caller]
     ) -> list[tuple[UUID, Conversation]]:
-        """(user id, conversation as this user sees it), only where the user may see it."""
+        """(user id, conversation as this user sees it), only where the user may see it.
+
+        Users who see the same should share the same object.
+        """
 
 
 class Inbox:
@@ -61,8 +66,9 @@ class Inbox:
 
     def gained(self, conversation_id: UUID, user_id: UUID) -> None:
         """The user sees the conversation from now on."""
-        self._gained.add((user_id, conversation_id))
         self.changed(conversation_id)
+        if conversation_id in self._changed:
+            self._gained.add((user_id, conversation_id))
 
     def outdated(self, conversation_id: UUID) -> None:
         """What is being read about the conversation now must not be pushed any more."""
@@ -88,30 +94,21 @@ class Inbox:
             await asyncio.sleep(max(PAUSE_SECONDS, PAUSE_FACTOR * elapsed))
 
     async def flush(self) -> None:
-        """Push what has changed so far; what could not be read stays."""
-        while self._changed:
-            changed, gained = self._take()
+        """Push what has changed so far; what could not be read or taken stays."""
+        self._wake.clear()
+        changed, self._changed = self._changed, {}
+        gained, self._gained = self._gained, set()
+        while changed and (callers := self._sockets.callers()):
+            some = list(changed)[: max(1, VIEWS_PER_READ // len(callers))]
             self._outdated.clear()
             try:
-                callers = self._sockets.callers()
-                views = await self._views.fetch_views(list(changed), callers) if callers else []
+                views = await self._views.fetch_views(some, callers)
             except Unavailable:
                 self._put_back(changed, gained)
                 raise
-            for user_id, conversation in views:
-                users = changed[conversation.id]
-                if conversation.id not in self._outdated and (users is None or user_id in users):
-                    self._push(user_id, conversation, gained=(user_id, conversation.id) in gained)
-        self._wake.clear()
-
-    def _take(self) -> tuple[dict[UUID, set[UUID] | None], set[tuple[UUID, UUID]]]:
-        oldest = list(self._changed)[:CONVERSATIONS_PER_READ]
-        changed = {
-            conversation_id: self._changed.pop(conversation_id) for conversation_id in oldest
-        }
-        gained = {pair for pair in self._gained if pair[1] in changed}
-        self._gained -= gained
-        return changed, gained
+            self._push(views, changed, gained)
+            for conversation_id in some:
+                del changed[conversation_id]
 
     def _put_back(
         self, changed: dict[UUID, set[UUID] | None], gained: set[tuple[UUID, UUID]]
@@ -119,18 +116,41 @@ class Inbox:
         for conversation_id, users in changed.items():
             for user_id in users or (None,):
                 self.changed(conversation_id, only_user_id=user_id)
-        self._gained |= {pair for pair in gained if pair[1] not in self._outdated}
+        self._gained |= {pair for pair in gained if pair[1] in self._changed}
 
-    def _push(self, user_id: UUID, conversation: Conversation, *, gained: bool) -> None:
-        kind = ConversationGained if gained else ConversationUpdate
-        frame = push_frame(
-            kind(
-                conversation_id=conversation.id,
-                version=conversation.version,
-                data=ConversationData(conversation=conversation),
-            )
-        )
+    def _push(
+        self,
+        views: list[tuple[UUID, Conversation]],
+        changed: dict[UUID, set[UUID] | None],
+        gained: set[tuple[UUID, UUID]],
+    ) -> None:
+        """To each user's sockets; a view that several users share is encoded once."""
+        frames: dict[tuple[int, bool], Frame] = {}
+        for user_id, conversation in views:
+            users = changed[conversation.id]
+            if conversation.id in self._outdated or (users is not None and user_id not in users):
+                continue
+            kind = (id(conversation), (user_id, conversation.id) in gained)
+            if kind not in frames:
+                frames[kind] = _frame(conversation, gained=kind[1])
+            if not self._send(user_id, frames[kind]):
+                self.changed(conversation.id, only_user_id=user_id)
+
+    def _send(self, user_id: UUID, frame: Frame) -> bool:
+        """False when a client reads too slowly: it gets the newest state later."""
         sockets = self._sockets.of_user(user_id)
-        for socket in sockets:
+        ready = [socket for socket in sockets if not socket.full]
+        for socket in ready:
             socket.send(frame)
-        count_deliveries(frame, len(sockets))
+        count_deliveries(frame, len(ready))
+        return len(ready) == len(sockets)
+
+
+def _frame(conversation: Conversation, *, gained: bool) -> Frame:
+    kind = ConversationGained if gained else ConversationUpdate
+    push = kind(
+        conversation_id=conversation.id,
+        version=conversation.version,
+        data=ConversationData(conversation=conversation),
+    )
+    return push_frame(push)

@@ -23,6 +23,7 @@ from messaging_server.models import Conversation, Message, Priority, Timestamp, 
 MAX_FRAME_BYTES = 65_536
 MAX_FRAME_BYTES_BEFORE_AUTH = 4_096
 MAX_RESUMED_MESSAGES = 300
+MAX_REPLY_BYTES = 1_000_000  # many WebSocket libraries refuse frames over 1 MiB
 MAX_PRESENT_USERS = 100
 MAX_ERROR_CHARACTERS = 300
 
@@ -233,7 +234,7 @@ class ErrorCode(StrEnum):
 
 
 class ReplyError(Struct, frozen=True, kw_only=True):
-    code: str
+    code: ErrorCode
     message: str
     retryable: bool
 
@@ -438,13 +439,12 @@ def reply_frame(reply: AuthReply | JoinReply | DoneReply | ErrorReply) -> Frame:
 
 
 def error_frame(command_id: CommandId, error: DomainError) -> Frame:
-    message = error.message[:MAX_ERROR_CHARACTERS]
-    return reply_frame(
-        ErrorReply(
-            id=command_id,
-            error=ReplyError(code=error.code, message=message, retryable=error.retryable),
-        )
+    reply = ReplyError(
+        code=ErrorCode(error.code),
+        message=error.message[:MAX_ERROR_CHARACTERS],
+        retryable=error.retryable,
     )
+    return reply_frame(ErrorReply(id=command_id, error=reply))
 
 
 PING = push_frame(Ping())

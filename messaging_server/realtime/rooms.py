@@ -101,8 +101,10 @@ class Room(Generic[M]):
         self.joining[member] = position
 
     def admit(self, member: M, position: int) -> None:
-        """A join has read everything through `position`: go on from there."""
-        self.joining.pop(member, None)
+        """A join has read everything through `position`: go on from there, unless it has left."""
+        if member not in self.joining:
+            return
+        del self.joining[member]
         self.head = max(self.head, position)
         if self.sent is None:
             self.sent = position
@@ -111,9 +113,9 @@ class Room(Generic[M]):
 
     def abandon(self, member: M) -> None:
         """A join failed: a first one leaves, a repeated one goes on where it was."""
-        position = self.joining.pop(member, None)
+        position = self.joining.get(member)
         if position is None:
-            self._forget()
+            self.leave(member)
         else:
             self.admit(member, position)
 
@@ -250,23 +252,29 @@ class Rooms(Generic[M]):
         self._settle(room)
         return members
 
-    def learn(self, conversation_id: UUID, *, version: int, assigned_agent_id: UUID | None) -> None:
+    def learn(
+        self, conversation_id: UUID, *, version: int, assigned_agent_id: UUID | None
+    ) -> list[M]:
         """An assignment as of `version`; older than what is known, it is ignored.
 
-        Members who may not see the conversation any more leave at once.
+        Members who may not see the conversation any more leave at once, are told so, and are
+        returned.
         """
         known = self._sightings.get(conversation_id)
         if known is not None and known[0] >= version:
-            return
+            return []
+        self._sightings.pop(conversation_id, None)
         self._sightings[conversation_id] = (version, assigned_agent_id)
         if len(self._sightings) > MAX_SIGHTINGS:
             del self._sightings[next(iter(self._sightings))]
         if known is not None and known[1] == assigned_agent_id:
-            return
-        for member in self.members(conversation_id):
-            if not member.may_see(assigned_agent_id):
-                self.leave(conversation_id, member)
-                member.lose(conversation_id)
+            return []
+        members = self.members(conversation_id)
+        losers = [member for member in members if not member.may_see(assigned_agent_id)]
+        for member in losers:
+            self.leave(conversation_id, member)
+            member.lose(conversation_id)
+        return losers
 
     def assigned_agent(self, conversation_id: UUID) -> UUID | None:
         """Who has the conversation by the newest fact that `learn` was told."""
@@ -291,9 +299,10 @@ class Rooms(Generic[M]):
 
     def hint(self, conversation_id: UUID, frame: Frame, *, sender: M | None = None) -> None:
         """Best effort, to all members but the sender."""
-        for member in self.members(conversation_id):
-            if member is not sender:
-                member.send_best_effort(frame)
+        members = [each for each in self.members(conversation_id) if each is not sender]
+        for member in members:
+            member.send_best_effort(frame)
+        count_deliveries(frame, len(members))
 
     async def sweep(self) -> list[UUID]:
         """Compare every room with Postgres: finds what was never published.

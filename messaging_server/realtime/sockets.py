@@ -15,6 +15,7 @@ from typing import Protocol
 from uuid import UUID
 
 from loguru import logger
+from msgspec import structs
 
 from messaging_server import metrics
 from messaging_server.config import RealtimeConfig
@@ -33,6 +34,7 @@ from messaging_server.realtime.presence import Presence
 from messaging_server.realtime.protocol import (
     MAX_FRAME_BYTES,
     MAX_FRAME_BYTES_BEFORE_AUTH,
+    MAX_REPLY_BYTES,
     MAX_RESUMED_MESSAGES,
     PING,
     Auth,
@@ -175,6 +177,10 @@ class Socket:
 
     # What rooms and events tell
 
+    @property
+    def full(self) -> bool:
+        return self._wire.full
+
     def may_see(self, assigned_agent_id: UUID | None) -> bool:
         caller = self.caller
         return caller is not None and (caller.is_admin or caller.id == assigned_agent_id)
@@ -229,7 +235,10 @@ class Socket:
             if self.caller is not None:
                 self._plan()
         elif self._commands is None and isinstance(command, Leave | StartTyping | StopTyping):
-            self._do(command)
+            try:
+                self._do(command)
+            except DomainError as error:
+                self._refuse(command, error)
         elif self._commands is None:
             self._commands = deque((command,))
             self._sockets.run(self._work())
@@ -270,7 +279,7 @@ class Socket:
         elif isinstance(error, Unavailable):
             self._timeout_code = Close.UNAVAILABLE
 
-    def _answer(self, command: Command, reply: AuthReply | JoinReply | DoneReply) -> None:
+    def _answer(self, command: Command, reply: AuthReply | DoneReply) -> None:
         if command.id is not None:
             self.send(reply_frame(reply))
 
@@ -295,32 +304,38 @@ class Socket:
 
     async def _join(self, command: Join) -> None:
         """Subscribe, read, reply, and let through what comes after: in this order."""
-        caller, rooms = self._known_caller(), self._sockets.rooms
-        conversation_id = command.conversation_id
-        if conversation_id not in self.rooms and len(self.rooms) >= self._sockets.room_limit:
-            raise Conflict(f"{len(self.rooms)} conversations are joined: leave one first")
+        conversation_id, rooms = command.conversation_id, self._sockets.rooms
+        limit = self._sockets.config.rooms_per_socket
+        if conversation_id not in self.rooms and len(self.rooms) >= limit:
+            raise Conflict(f"{limit} conversations are joined: leave one first")
         rooms.subscribe(conversation_id, self)
         try:
-            opened = await self._sockets.directory.open_conversation(
-                caller, conversation_id, after_seq=command.after_seq, limit=MAX_RESUMED_MESSAGES
-            )
-            self._check_sight(opened)
+            opened = await self._read_for_join(command)
         except NotFound:
             self._leave(conversation_id)
             raise
         except BaseException:
-            if not self.closed:
-                rooms.abandon(conversation_id, self)
+            rooms.abandon(conversation_id, self)
             raise
         finally:
             if self.closed:
                 rooms.leave(conversation_id, self)
-        if self.closed:
-            return
-        self.rooms = {*self.rooms, conversation_id}
-        self._answer(command, JoinReply(id=command.id, data=_join_result(opened)))
-        rooms.admit(conversation_id, self, opened.conversation.last_seq)
-        self._sockets.presence.moved(conversation_id)
+        if not self.closed:
+            self.rooms = {*self.rooms, conversation_id}
+            if command.id is not None:
+                self.send(join_frame(command, opened))
+            rooms.admit(conversation_id, self, opened.conversation.last_seq)
+            self._sockets.presence.moved(conversation_id)
+
+    async def _read_for_join(self, command: Join) -> Opened:
+        opened = await self._sockets.directory.open_conversation(
+            self._known_caller(),
+            command.conversation_id,
+            after_seq=command.after_seq,
+            limit=MAX_RESUMED_MESSAGES,
+        )
+        self._check_sight(opened)
+        return opened
 
     def _check_sight(self, opened: Opened) -> None:
         """What was read may be older than an assignment that is known by now."""
@@ -338,20 +353,16 @@ class Socket:
         """The commands that need no reading."""
         assert isinstance(command, Leave | StartTyping | StopTyping)
         conversation_id, presence = command.conversation_id, self._sockets.presence
-        try:
-            self._known_caller()
-            if isinstance(command, Leave):
-                self._leave(conversation_id)
-            elif conversation_id not in self.rooms:
-                raise NotFound("This conversation has not been joined")
-            elif isinstance(command, StartTyping):
-                presence.start_typing(conversation_id, self)
-            else:
-                presence.stop_typing(conversation_id, self)
-        except DomainError as error:
-            self._refuse(command, error)
+        self._known_caller()
+        if isinstance(command, Leave):
+            self._leave(conversation_id)
+        elif conversation_id not in self.rooms:
+            raise NotFound("This conversation has not been joined")
+        elif isinstance(command, StartTyping):
+            presence.start_typing(conversation_id, self)
         else:
-            self._answer(command, DoneReply(id=command.id))
+            presence.stop_typing(conversation_id, self)
+        self._answer(command, DoneReply(id=command.id))
 
     def _known_caller(self) -> Caller:
         if self.caller is None:
@@ -366,13 +377,19 @@ class Socket:
             self._sockets.presence.moved(conversation_id)
 
 
-def _join_result(opened: Opened) -> JoinResult:
-    return JoinResult(
+def join_frame(command: Join, opened: Opened) -> Frame:
+    """The reply to a join; too long for one frame, it is a reset as well."""
+    result = JoinResult(
         conversation=opened.conversation,
         last_seq=opened.conversation.last_seq,
         messages=opened.messages,
         reset=opened.reset,
     )
+    frame = reply_frame(JoinReply(id=command.id, data=result))
+    if len(frame.data) <= MAX_REPLY_BYTES:
+        return frame
+    result = structs.replace(result, messages=(), reset=True)
+    return reply_frame(JoinReply(id=command.id, data=result))
 
 
 class Sockets:
@@ -390,7 +407,6 @@ class Sockets:
         self.directory = directory
         self.rooms = rooms
         self.presence = presence
-        self.room_limit = config.rooms_per_socket
         self._all: set[Socket] = set()
         self._by_user: dict[UUID, list[Socket]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

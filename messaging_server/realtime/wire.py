@@ -53,6 +53,10 @@ class Listener(Protocol):
 class Wire(Protocol):
     """A connection with one client, already accepted."""
 
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the client that best-effort frames are dropped."""
+
     def send(self, frame: Frame) -> None: ...
 
     def send_best_effort(self, frame: Frame) -> None: ...
@@ -76,11 +80,11 @@ class UvicornWire(asyncio.Protocol):
         "_connections",
         "_cut",
         "_fragments",
-        "_full",
         "_listener",
         "_open",
         "_slow_bytes",
         "_transport",
+        "full",
     )
 
     def __init__(
@@ -91,7 +95,7 @@ class UvicornWire(asyncio.Protocol):
         self._connections = connections
         self._listener: Listener | None = None
         self._open = True
-        self._full = False
+        self.full = False
         self._slow_bytes = SLOW_BYTES
         self._fragments: list[bytes] | None = None
         self._cut: asyncio.TimerHandle | None = None
@@ -112,7 +116,7 @@ class UvicornWire(asyncio.Protocol):
     def send(self, frame: Frame) -> None:
         if not self._open:
             return
-        if self._full and self._transport.get_write_buffer_size() > self._slow_bytes:
+        if self.full and self._transport.get_write_buffer_size() > self._slow_bytes:
             self._tell_slow()
             return
         self._transport.write(frame.data)
@@ -120,7 +124,7 @@ class UvicornWire(asyncio.Protocol):
             self._slow_bytes += len(frame.data)  # one long reply is no sign of a slow client
 
     def send_best_effort(self, frame: Frame) -> None:
-        if self._full:
+        if self.full:
             metrics.DROPPED.inc()
         elif self._open:
             self._transport.write(frame.data)
@@ -135,10 +139,10 @@ class UvicornWire(asyncio.Protocol):
     # Called by the transport
 
     def pause_writing(self) -> None:
-        self._full = True
+        self.full = True
 
     def resume_writing(self) -> None:
-        self._full = False
+        self.full = False
         self._slow_bytes = SLOW_BYTES
 
     def data_received(self, data: bytes) -> None:
@@ -154,6 +158,7 @@ class UvicornWire(asyncio.Protocol):
             self._cut.cancel()
             self._cut = None
         self._ended(ABNORMAL)
+        self._listener = None
 
     # Called by uvicorn
 
@@ -173,7 +178,7 @@ class UvicornWire(asyncio.Protocol):
         output = b"".join(self._conn.data_to_send())
         if output:
             self._transport.write(output)
-            if self._full and self._transport.get_write_buffer_size() > SLOW_BYTES:
+            if self.full and self._transport.get_write_buffer_size() > SLOW_BYTES:
                 self._tell_slow()
         if self._conn.eof_sent:
             self._transport.close()
@@ -256,6 +261,7 @@ class WireProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if not self.close_sent:
             self.scope["extensions"][EXTENSION] = {"hand_over": self.hand_over}
+            self.scope["query_string"] = b""  # a token in it must not reach uvicorn's log
 
     def hand_over(self) -> UvicornWire:
         """Only after `websocket.accept`. This object and all of the handshake become garbage."""
@@ -322,8 +328,12 @@ class AsgiWire:
             self._slow_bytes += len(frame.data)  # one long reply is no sign of a slow client
         self._wake.set()
 
+    @property
+    def full(self) -> bool:
+        return self._waiting_bytes > BEST_EFFORT_BYTES
+
     def send_best_effort(self, frame: Frame) -> None:
-        if self._waiting_bytes > BEST_EFFORT_BYTES:
+        if self.full:
             metrics.DROPPED.inc()
         else:
             self.send(frame)

@@ -155,12 +155,14 @@ DOCUMENTATION = "/docs"
 def test_route(world: World, key: tuple[str, str]) -> None:
     method, template = key
     route = ROUTES[key]
-    statuses = {name: route.nobody for name in NO_TOKEN}
+    statuses = dict.fromkeys(NO_TOKEN, route.nobody)
     statuses |= {"key": route.key, "owner": route.owner, "stranger": route.stranger}
     for name, status in {**statuses, "admin": route.admin}.items():
         body = route.body() if callable(route.body) else route.body
         path = world.path_of(template)
-        response = caller_of(world, name, route).http.request(method, world.api.url + path, json=body)
+        response = caller_of(world, name, route).http.request(
+            method, world.api.url + path, json=body
+        )
         assert response.status_code == status, f"{name}: {response.text}"
         if status == 401:
             assert response.headers["www-authenticate"] == "Bearer"

@@ -36,7 +36,9 @@ def test_50_senders_leave_no_gap(api: Api, agent: Api, key: Api) -> None:
     def send(number: int) -> str:
         text = f"message {number}"
         if number % 3 == 0:
-            return str(key.inbound(text, externalId=f"{external}-{number}", lead=lead)["message"]["id"])
+            return str(
+                key.inbound(text, externalId=f"{external}-{number}", lead=lead)["message"]["id"]
+            )
         sender = api if number % 3 == 1 else agent
         return str(sender.send(conversation["id"], text, private=number % 2 == 0)["id"])
 
@@ -102,7 +104,9 @@ def test_a_stale_send_is_told_what_it_missed(api: Api, agent: Api) -> None:
     conversation = api.new_conversation(agent)
     path = f"{path_of(conversation)}/messages"
     agent.post(path, {"contentText": "one", "expectedLastSeq": 0}, expect=201)
-    missed = [api.send(conversation["id"], text, private=text == "note") for text in ("two", "note")]
+    missed = [
+        api.send(conversation["id"], text, private=text == "note") for text in ("two", "note")
+    ]
     missed.append(api.send(conversation["id"], "three"))
 
     error = agent.post(path, {"contentText": "late", "expectedLastSeq": 1}, expect=409)
@@ -203,8 +207,10 @@ def test_no_content(api: Api, key: Api, body: dict[str, Any], field: str) -> Non
 
 @pytest.mark.parametrize(
     "url",
-    ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "ftp://example.com/a", "//e.com",
-     "/relative", "example.com/a", "http://", "https:///path", "http:example.com", "https://a b.com/",
+    ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "ftp://example.com/a",
+     "//e.com",
+     "/relative", "example.com/a", "http://", "https:///path", "http:example.com",
+     "https://a b.com/",
      "https://e.com/\n", "http://[::1", "JAVASCRIPT:alert(1)", "x" * 2_001, "https://e.com/\u202e"],
 )  # fmt: skip
 def test_no_media_url(api: Api, url: str) -> None:

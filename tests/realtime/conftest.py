@@ -1,10 +1,12 @@
 """Servers for the socket tests: by the fast path and over plain ASGI."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -13,15 +15,20 @@ from messaging_server.postgres import EmbeddedPostgres
 from tests.client import Api, LiveServer
 from tests.conftest import fresh_database, live_server
 
-PATHS = {"fast path": "true", "plain ASGI": "false"}
+
+@pytest.fixture(scope="module", params=["fast path", "plain ASGI"])
+def fast_path(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "fast path")
 
 
-@pytest.fixture(scope="module", params=PATHS)
-def server(request: pytest.FixtureRequest, postgres: EmbeddedPostgres) -> Iterator[LiveServer]:
+@pytest.fixture(scope="module")
+def server(
+    request: pytest.FixtureRequest, fast_path: bool, postgres: EmbeddedPostgres
+) -> Iterator[LiveServer]:
     """Settings are taken from the module's `ENVIRONMENT`."""
     environment = {
         **getattr(request.module, "ENVIRONMENT", {}),
-        "MESSAGING_REALTIME__FAST_PATH": PATHS[request.param],
+        "MESSAGING_REALTIME__FAST_PATH": str(fast_path),
     }
     with fresh_database(postgres) as dsn, live_server(dsn, **environment) as running:
         yield running
@@ -57,3 +64,10 @@ def close_code(connection: ClientConnection) -> int:
 def stranger(api: Api, **options: Any) -> Iterator[Stranger]:
     with connect(f"{api.url.replace('http', 'ws', 1)}/ws", **options) as connection:
         yield Stranger(connection)
+
+
+def closed(url: str, code: int) -> float:
+    """How many sockets have been closed with this code."""
+    text = httpx.get(f"{url}/metrics").text
+    match = re.search(rf'messaging_socket_closes_total{{code="{code}"}} (\S+)', text)
+    return float(match[1]) if match else 0.0

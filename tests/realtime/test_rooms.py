@@ -267,7 +267,7 @@ def test_registry_delivers_everything_although_publications_are_lost(
         log.heads[CONVERSATION] = chance.randrange(5)
         rooms: Rooms[Ear] = Rooms(log, encode, hole_seconds=0.001)
         ears = [Ear() for _ in range(chance.randint(1, 6))]
-        joins = []
+        joins: list[asyncio.Task[None]] = []
         for _ in range(60):
             action = chance.random()
             if action < 0.2 and len(joins) < len(ears):

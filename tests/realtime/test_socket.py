@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
-from tests.client import Api
+from tests.client import Api, LiveServer
 from tests.realtime.conftest import stranger
 
 UNKNOWN = "01900000-0000-7000-8000-00000000dead"
@@ -311,3 +312,10 @@ def test_metrics_count_sockets_and_deliveries(api: Api) -> None:
     deadline = time.monotonic() + 5
     while "messaging_sockets 0.0" not in httpx.get(f"{api.url}/metrics").text:
         assert time.monotonic() < deadline
+
+
+def test_a_token_in_the_address_is_ignored_and_not_logged(server: LiveServer, api: Api) -> None:
+    with connect(f"{api.url.replace('http', 'ws', 1)}/ws?token=top-secret") as connection:
+        connection.send(json.dumps({"id": 1, "event": "auth", "data": {"token": api.token}}))
+        assert json.loads(connection.recv(5))["ok"]
+    assert "top-secret" not in server.log()

@@ -1,0 +1,155 @@
+"""Reading: CPU a page at 100,000 conversations with 2,000,000 messages, and at a tenth of that.
+
+    python benchmarks/list.py [--conversations 100000]
+
+Targets: at most 400 µs of CPU a page of 20 (server and Postgres together) with any filter, a
+deep page, a page of history, the dashboard; at most 1.5 times the time at a tenth of the size.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from urllib.parse import quote
+
+import asyncpg
+from measure import BenchServer, Connection
+
+MESSAGES_PER_CONVERSATION = 20
+AGENTS = 10
+REQUESTS = 300
+
+SEED = """
+insert into users (email, password_hash) select 'agent' || g || '@example.com', 'x'
+from generate_series(1, {agents}) g;
+
+insert into leads (name, email, phone)
+select (array['Ana','Luis','Marta','John','Priya','Sofía','Omar','Chen'])[1 + g % 8] || ' '
+    || (array['García','Smith','Rossi','Müller','Tanaka','Silva','Novak'])[1 + g % 7] || ' ' || g,
+    'lead' || g || '@example.com', '+34 600 ' || lpad(g::text, 6, '0')
+from generate_series(1, {conversations}) g;
+
+insert into conversations (
+    lead_id, assigned_agent_id, status, priority, tags, last_seq, last_public_seq,
+    lead_message_count, last_message_sender_type, last_message_content_type,
+    last_message_preview, last_message_at, last_activity_at, waiting_since,
+    first_lead_message_at, first_reply_seconds, ai_summary, ai_priority, ai_tags, ai_provider,
+    ai_updated_at, analyzed_seq
+)
+select l.id, case when n % 5 > 0 then (select id from users order by id offset n % {agents} limit 1) end,
+    case when n % 50 = 0 then 'SNOOZED' when n % 3 = 0 then 'OPEN' else 'RESOLVED' end,
+    (array['HIGH','MEDIUM','LOW','LOW'])[1 + n % 4],
+    array['tag' || n % 18, case when n % 1000 = 0 then 'rare' else 'common' end],
+    {per}, {per}, {per} / 2, 'LEAD', 'TEXT', 'Where is my order?', at, at,
+    case when n % 2 = 0 then at end, at - interval '1 hour', n % 3600,
+    'The customer asks where the order is.', 'LOW', '{{shipping}}', 'local', at, {per}
+from (
+    select id, row_number() over () as n, now() - random() * interval '365 days' as at from leads
+) l;
+
+insert into messages (conversation_id, seq, sender_type, content_text, lead_message_count)
+select c.id, g, case when g % 2 = 1 then 'LEAD' else 'AGENT' end,
+    'Hello, my order number ' || (random() * 1e6)::int || ' has not arrived, what about it? '
+        || md5(random()::text), (g + 1) / 2
+from conversations c, generate_series(1, {per}) g;
+"""
+
+
+async def seed(dsn: str, conversations: int) -> None:
+    """The word index is made afterwards, which is ten times faster."""
+    connection = await asyncpg.connect(dsn)
+    index = await connection.fetchval(
+        "select indexdef from pg_indexes where indexname = 'messages_search'"
+    )
+    await connection.execute("drop index messages_search")
+    await connection.execute(
+        SEED.format(
+            conversations=conversations, agents=AGENTS, per=MESSAGES_PER_CONVERSATION
+        )
+    )
+    await connection.execute("set maintenance_work_mem = '512MB'")
+    await connection.execute(index)
+    await connection.execute("vacuum analyze")
+    await connection.close()
+
+
+async def deep_cursor(connection: Connection, conversations: int) -> str:
+    """Where a quarter of all conversations has been paged through."""
+    cursor = ""
+    for _ in range(conversations // 400):
+        path = f"/api/v1/conversations?limit=100{cursor}"
+        _, answer = await connection.request("GET", path)
+        cursor = "&cursor=" + quote(json.loads(answer)["data"]["nextCursor"])
+    return cursor
+
+
+async def paths(dsn: str, connection: Connection, conversations: int) -> dict[str, str]:
+    """What is asked, by its name; the rows it needs are looked up first."""
+    postgres = await asyncpg.connect(dsn)
+    agent = await postgres.fetchval(
+        """
+        select assigned_agent_id from conversations where assigned_agent_id is not null
+        group by 1 order by count(*) desc limit 1
+        """
+    )
+    one = await postgres.fetchval("select id from conversations limit 1")
+    word = await postgres.fetchval("select split_part(content_text, ' ', 5) from messages limit 1")
+    await postgres.close()
+    base = "/api/v1/conversations"
+    deep = await deep_cursor(connection, conversations)
+    return {
+        "first page": f"{base}?limit=20",
+        "deep page": f"{base}?limit=20{deep}",
+        "status": f"{base}?status=SNOOZED",
+        "priority": f"{base}?priority=HIGH",
+        "agent": f"{base}?assignedAgentId={agent}",
+        "unreplied": f"{base}?unreplied=true",
+        "common tag": f"{base}?tag=common",
+        "rare tag": f"{base}?tag=rare",
+        "all filters": f"{base}?status=OPEN&priority=HIGH&assignedAgentId={agent}&tag=common",
+        "search a lead": f"{base}?search=lead777%40",
+        "search a rare word": f"{base}?search={word}",
+        "search a common word": f"{base}?search=arrived",
+        "history": f"{base}/{one}/messages?limit=20",
+        "dashboard": "/api/v1/dashboard/metrics",
+    }
+
+
+async def measure(server: BenchServer, connection: Connection, path: str) -> tuple[float, float]:
+    """CPU and time, in µs a request."""
+    for _ in range(20):
+        status, answer = await connection.request("GET", path)
+        assert status == 200, answer
+    before, started = sum(server.cpu_seconds().values()), time.perf_counter()
+    for _ in range(REQUESTS):
+        await connection.request("GET", path)
+    seconds = time.perf_counter() - started
+    cpu = sum(server.cpu_seconds().values()) - before
+    return cpu / REQUESTS * 1e6, seconds / REQUESTS * 1e6
+
+
+async def run(server: BenchServer, token: str, conversations: int) -> dict[str, tuple[float, float]]:
+    await seed(server.dsn(), conversations)
+    connection = Connection(server.port, token)
+    await connection.open()
+    asked = await paths(server.dsn(), connection, conversations)
+    found = {name: await measure(server, connection, path) for name, path in asked.items()}
+    connection.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--conversations", type=int, default=100_000)
+    conversations = parser.parse_args().conversations
+    quiet = {"MESSAGING_ANALYSIS__ENABLED": "false"}
+    with BenchServer(**quiet) as small, BenchServer(**quiet) as large:
+        few = asyncio.run(run(small, small.admin_token(), conversations // 10))
+        many = asyncio.run(run(large, large.admin_token(), conversations))
+    print(f"{'':<22} {'CPU µs':>8} {'time µs':>8} {'against a tenth':>16}")
+    for name, (cpu, microseconds) in many.items():
+        print(f"{name:<22} {cpu:8.0f} {microseconds:8.0f} {microseconds / few[name][1]:16.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,515 @@
+"""Whatever is sent: 400, 404, 413 or 415 in the contract's shape, never a 500 nor a traceback.
+
+Each body is a good one with one thing wrong, so that the answer can only be about that.
+"""
+
+import copy
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.api.test_contract import assert_failure
+from tests.client import PASSWORD, Api, LiveServer
+
+STRING, NUMBER, BOOLEAN = "string", "number", "boolean"
+OBJECT, LIST, NULL = "object", "list", "null"
+
+WRONG: dict[str, list[Any]] = {
+    STRING: ["x" * 20_000],
+    NUMBER: [0, 1.5, -1, 2**31, 2**63, 2**64, 10**30, 1e308],
+    BOOLEAN: [True, False],
+    OBJECT: [{}, {"a": 1}],
+    LIST: [[], ["x"]],
+    NULL: [None],
+}
+"""Values that no field of another kind accepts; the long string is too long for every field."""
+
+RAW: dict[str, bytes] = {
+    "NUL escaped": b'"a\\u0000b"',
+    "NUL raw": b'"a\x00b"',
+    "control character": b'"a\x01b"',
+    "lone high surrogate": b'"a\\ud800b"',
+    "lone low surrogate": b'"a\\udc00b"',
+    "swapped surrogates": b'"\\udc00\\ud800"',
+    "invalid UTF-8": b'"a\xffb"',
+    "overlong UTF-8": b'"\xc0\x80"',
+    "surrogate in UTF-8": b'"\xed\xa0\x80"',
+    "beyond Unicode": b'"\xf5\x80\x80\x80"',
+    "cut UTF-8": b'"\xe2\x82"',
+    "deep list": b"[" * 10_000 + b"]" * 10_000,
+    "deep object": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    "NaN": b"NaN",
+    "Infinity": b"-Infinity",
+    "huge float": b"1e999",
+    "huge integer": b"9" * 5_000,
+    "single quotes": b"'x'",
+    "nothing": b"",
+    "bare word": b"undefined",
+}
+"""What stands for a value, as bytes."""
+
+
+class Call:
+    """A call with a good body; `fields` says what each of them accepts, and `required`."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any],
+        fields: dict[str, str],
+        required: str = "",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.body = body
+        self.fields = {name: set(kinds.split()) for name, kinds in fields.items()}
+        self.required = required.split()
+
+
+MESSAGE = {"contentText": "string null", "contentType": "string", "mediaUrl": "string null"}
+LEAD = {"name": "string", "email": "string null", "phone": "string null"}
+CALLS = {
+    "register": Call(
+        "POST",
+        "/auth/register",
+        {"email": "", "password": PASSWORD, "name": "Eva", "role": "SALES_AGENT"},
+        {"email": "string", "password": "string", "name": "string null", "role": "string null"},
+        required="email password",
+    ),
+    "login": Call(
+        "POST",
+        "/auth/login",
+        {"email": "x@example.com", "password": PASSWORD},
+        {"email": "string", "password": "string"},
+        required="email password",
+    ),
+    "password": Call(
+        "POST",
+        "/auth/password",
+        {"currentPassword": "wrong horse", "newPassword": PASSWORD},
+        {"currentPassword": "string", "newPassword": "string"},
+        required="currentPassword newPassword",
+    ),
+    "user": Call(
+        "PATCH",
+        "/users/{user}",
+        {"name": "Eva", "role": "SALES_AGENT", "active": True},
+        {"name": "string null", "role": "string", "active": "boolean"},
+    ),
+    "new lead": Call(
+        "POST",
+        "/leads",
+        {"name": "Ana", "email": "a@b.de", "phone": "1", "attributes": {"a": 1}},
+        {**LEAD, "attributes": "object null"},
+        required="name",
+    ),
+    "lead": Call(
+        "PATCH",
+        "/leads/{lead}",
+        {"name": "Ana", "email": "a@b.de", "phone": "1", "attributes": {"a": 1}},
+        {**LEAD, "attributes": "object"},
+    ),
+    "new conversation": Call(
+        "POST",
+        "/conversations",
+        {"lead": {"name": "Ana", "email": "a@b.de", "phone": "1"}, "assignedAgentId": None},
+        {"lead": "object", "assignedAgentId": "string null"}
+        | {f"lead.{field}": kinds for field, kinds in LEAD.items()},
+        required="lead lead.name",
+    ),
+    "conversation of a known lead": Call(
+        "POST", "/conversations", {"leadId": "{lead}"}, {"leadId": "string"}, required="leadId"
+    ),
+    "conversation": Call(
+        "PATCH",
+        "/conversations/{conversation}",
+        {"status": "OPEN", "priority": "LOW", "tags": ["a"]},
+        {"status": "string", "priority": "string null", "tags": "list null"},
+    ),
+    "snooze": Call(
+        "PATCH",
+        "/conversations/{conversation}",
+        {"snoozedUntil": "2999-01-01T00:00:00Z"},
+        {"snoozedUntil": "string null"},
+    ),
+    "assign": Call(
+        "POST",
+        "/conversations/{conversation}/assign",
+        {"agentId": None},
+        {"agentId": "string null"},
+        required="agentId",
+    ),
+    "read": Call(
+        "POST", "/conversations/{conversation}/read", {"seq": 0}, {"seq": "number"}, required="seq"
+    ),
+    "message": Call(
+        "POST",
+        "/conversations/{conversation}/messages",
+        {
+            "contentText": "x",
+            "contentType": "IMAGE",
+            "mediaUrl": "https://example.com/a",
+            "private": False,
+            "clientMessageId": None,
+            "expectedLastSeq": 2**31 - 1,
+        },
+        {
+            **MESSAGE,
+            "private": "boolean",
+            "clientMessageId": "string null",
+            "expectedLastSeq": "number null",
+        },
+    ),
+    "inbound": Call(
+        "POST",
+        "/inbound",
+        {
+            "externalId": "",
+            "lead": {"name": "Ana", "email": "a@b.de", "phone": "1", "externalId": "{lead}"},
+            "conversationExternalId": None,
+            "message": {"contentText": "x", "contentType": "TEXT", "mediaUrl": None},
+        },
+        {
+            "externalId": "string",
+            "lead": "object",
+            "conversationExternalId": "string null",
+            "message": "object",
+            "lead.externalId": "string null",
+        }
+        | {f"lead.{field}": kinds for field, kinds in LEAD.items()}
+        | {f"message.{field}": kinds for field, kinds in MESSAGE.items()},
+        required="externalId lead lead.name message",
+    ),
+    "API key": Call("POST", "/api-keys", {"name": "shop"}, {"name": "string"}, required="name"),
+}
+
+
+class Sender:
+    """Sends the calls, with the ids of things that are there."""
+
+    def __init__(self, api: Api, key: Api) -> None:
+        self.api = api
+        self.key = key
+        conversation = api.new_conversation()
+        self.ids = {
+            "{conversation}": conversation["id"],
+            "{lead}": conversation["lead"]["id"],
+            "{user}": api.new_user().user["id"],
+        }
+
+    def filled(self, text: str) -> str:
+        for name, value in self.ids.items():
+            text = text.replace(name, value)
+        return text
+
+    def good_body(self, call: Call) -> dict[str, Any]:
+        body: dict[str, Any] = json.loads(self.filled(json.dumps(call.body)))
+        if "externalId" in body:
+            body["externalId"] = uuid4().hex
+        if "email" in body and call.path == "/auth/register":
+            body["email"] = f"{uuid4().hex}@example.com"
+        return body
+
+    def send(self, call: Call, content: bytes, **headers: str) -> httpx.Response:
+        user = self.key if call.path == "/inbound" else self.api
+        all_headers = {"Content-Type": "application/json", **headers}
+        return user.http.request(
+            call.method, self.filled(call.path), content=content, headers=all_headers
+        )
+
+
+@pytest.fixture(scope="module")
+def sender(api: Api, key: Api) -> Sender:
+    return Sender(api, key)
+
+
+def with_value(body: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(body)
+    *parents, name = field.split(".")
+    place = changed
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
+    return changed
+
+
+def without(body: dict[str, Any], field: str) -> dict[str, Any]:
+    changed = with_value(body, field, None)
+    *parents, name = field.split(".")
+    place = changed
+    for parent in parents:
+        place = place[parent]
+    del place[name]
+    return changed
+
+
+def wrong_values(kinds: set[str]) -> Iterator[Any]:
+    for kind, values in WRONG.items():
+        if kind not in kinds:
+            yield from values
+    if STRING in kinds:
+        yield from WRONG[STRING]
+    if NUMBER in kinds:
+        yield from (1.5, -1, 2**31, 2**63, 2**64, 10**30)
+
+
+def named(error: dict[str, Any], field: str) -> bool:
+    """Whether the answer points to this field: `lead.name`, or what it holds."""
+    fields = [detail["field"] for detail in error["details"]]
+    if field == "leadId" and "lead" in fields:  # exactly one of the two
+        return True
+    return any(name == field or name.startswith((f"{field}.", f"{field}[")) for name in fields)
+
+
+calls = pytest.mark.parametrize("name", CALLS)
+
+
+@calls
+def test_the_good_body_is_good(sender: Sender, name: str) -> None:
+    call = CALLS[name]
+    response = sender.send(call, json.dumps(sender.good_body(call)).encode())
+    if name == "login":
+        assert response.status_code == 401
+    elif name == "password":
+        assert "currentPassword" in response.text
+    else:
+        assert response.is_success, response.text
+
+
+@calls
+def test_wrong_types_and_lengths(sender: Sender, name: str) -> None:
+    call = CALLS[name]
+    for field, kinds in call.fields.items():
+        for value in wrong_values(kinds):
+            body = with_value(sender.good_body(call), field, value)
+            error = assert_failure(sender.send(call, json.dumps(body).encode()), 400)
+            assert named(error, field), f"{field}={value!r:.50}: {error}"
+
+
+@calls
+def test_missing_and_unknown_fields(sender: Sender, name: str) -> None:
+    call = CALLS[name]
+    for field in call.required:
+        body = without(sender.good_body(call), field)
+        error = assert_failure(sender.send(call, json.dumps(body).encode()), 400)
+        assert named(error, field), f"{field}: {error}"
+    parents = {field.rpartition(".")[0] for field in call.fields}
+    for parent in parents:
+        field = f"{parent}.colour".removeprefix(".")
+        body = with_value(sender.good_body(call), field, "red")
+        error = assert_failure(sender.send(call, json.dumps(body).encode()), 400)
+        assert named(error, field), f"{field}: {error}"
+    body = sender.good_body(call)
+    for name in body:
+        body_in_capitals = {**without(body, name), name.upper(): body[name]}
+        assert_failure(sender.send(call, json.dumps(body_in_capitals).encode()), 400)
+
+
+@calls
+@pytest.mark.parametrize("raw", RAW)
+def test_unreadable_values(sender: Sender, name: str, raw: str) -> None:
+    call = CALLS[name]
+    for field in call.fields:
+        body = with_value(sender.good_body(call), field, "@value@")
+        content = json.dumps(body).encode().replace(b'"@value@"', RAW[raw])
+        assert_failure(sender.send(call, content), 400)
+
+
+@calls
+def test_unreadable_bodies(sender: Sender, name: str) -> None:
+    call = CALLS[name]
+    good = json.dumps(sender.good_body(call)).encode()
+    for content in [
+        *RAW.values(), b" ", b"[]", b"null", b"0", b'"x"', b"[" + good + b"]", good[:-1],
+        good + b"x",
+        good + good, good + b"\0", b"\xef\xbb\xbf" + good, good.decode().encode("utf-16"),
+        b"--x\r\n\r\n", b"a=b&c=d", b"{" + b'"a":1,' * 10_000 + b"}",
+    ]:  # fmt: skip
+        assert_failure(sender.send(call, content), 400)
+    assert_failure(sender.send(call, b'{"a":"' + b"x" * 1_048_576 + b'"}'), 413)
+    assert_failure(sender.send(call, good, **{"Content-Type": "text/json"}), 415)
+
+
+@pytest.mark.parametrize("path", ["/leads", "/leads/{lead}"])
+def test_attributes_are_any_json_that_can_be_stored(sender: Sender, path: str) -> None:
+    method = "POST" if path == "/leads" else "PATCH"
+    call = Call(method, path, {}, {})
+
+    def send(attributes: bytes) -> httpx.Response:
+        return sender.send(call, b'{"name":"Ana","attributes":' + attributes + b"}")
+
+    for good in [
+        {"a": [{"b": [None, True, 1, -1.5, "x"]}]},
+        {"n": 10**40, "f": 1e-300, "g": 0.1},
+        {"ключ 😀": "значение"},
+        {"a": "\\u0000 as text", "b": "\x7f\u2028"},
+    ]:
+        response = send(json.dumps(good).encode())
+        assert response.is_success, response.text
+        assert response.json()["data"]["attributes"] == good
+    for raw in set(RAW) - {"nothing", "huge integer"}:
+        for bad in (b'{"a":' + RAW[raw] + b"}", b'{"a":[1,{"b":' + RAW[raw] + b"}]}"):
+            assert_failure(send(bad), 400)
+    for bad in (
+        b'{"a\\u0000":1}',
+        b'{"":1}',
+        b'{"' + b"k" * 101 + b'":1}',
+        b'{"a":"%s"}' % (b"x" * 20_000),
+    ):
+        assert_failure(send(bad), 400)
+    assert send(b'{"a":' + b"9" * 4_000 + b"}").status_code in (200, 201, 400)
+    for depth in (50, 200, 500, 900, 1_500):
+        response = send(b'{"a":' + b"[" * depth + b"]" * depth + b"}")
+        assert response.status_code in (200, 201, 400)
+    assert sender.api.get("/leads", limit=100)["items"]
+
+
+@pytest.mark.parametrize(
+    "until",
+    ["", "2999", "2999-01-01", "2999-01-01 00:00", "2999-01-01T00:00:00",
+     "9999-12-31T23:59:59-23:59",
+     "2999-13-01T00:00:00Z", "2999-02-30T00:00:00Z", "10000-01-01T00:00:00Z",
+     "0001-01-01T00:00:00+23:59",
+     "2999-01-01T25:00:00Z", "2999-01-01T00:00:00+99:00", "-1", "32503680000", "infinity", "now"],
+)  # fmt: skip
+def test_no_times(sender: Sender, until: str) -> None:
+    call = CALLS["snooze"]
+    error = assert_failure(sender.send(call, json.dumps({"snoozedUntil": until}).encode()), 400)
+    assert error["message"]
+
+
+def test_no_tags(sender: Sender) -> None:
+    call = CALLS["conversation"]
+    for tags in (["x" * 51], [""], [1], [None], [["a"]], ["a"] * 21, [{"a": 1}]):
+        error = assert_failure(sender.send(call, json.dumps({"tags": tags}).encode()), 400)
+        assert named(error, "tags")
+
+
+# --- Query parameters -------------------------------------------------------------------------
+
+PAGED = {"limit": ["0", "101", "-1", "x", "1.5", "", "NaN", "9" * 30, "٣x"], "cursor": ["x"]}
+QUERIES: dict[str, dict[str, list[str]]] = {
+    "/users": PAGED,
+    "/leads": {**PAGED, "search": ["", "x" * 201]},
+    "/conversations": {
+        **PAGED,
+        "priority": ["", "high", "URGENT", "null", "0"],
+        "status": ["", "open", "CLOSED"],
+        "tag": ["", "x" * 51],
+        "assignedAgentId": ["", "x", "me", "null", "1"],
+        "unassigned": ["", "maybe", "2"],
+        "unreplied": ["", "maybe", "null", "2"],
+        "search": ["", "x" * 201],
+    },
+    "/conversations/{conversation}/messages": {
+        **PAGED,
+        "afterSeq": ["", "-1", "x", "1.5", str(2**31), str(2**63), "9" * 30, "NaN"],
+    },
+    "/conversations/{conversation}/analyses": PAGED,
+    "/api-keys": PAGED,
+    "/dashboard/metrics": {},
+    "/analysis/queue": {},
+    "/auth/me": {},
+    "/leads/{lead}": {},
+    "/conversations/{conversation}": {},
+}
+
+
+@pytest.mark.parametrize("path", QUERIES)
+def test_query_parameters(sender: Sender, path: str) -> None:
+    http = sender.api.http
+    path = sender.filled(path)
+    known = QUERIES.get(path, QUERIES.get(next(q for q in QUERIES if sender.filled(q) == path)))
+    assert known is not None
+    for name, values in known.items():
+        for value in values:
+            response = http.get(path, params={name: value})
+            assert response.status_code == 400, f"{name}={value}"
+            assert named(assert_failure(response, 400), name), f"{name}={value}"
+        for raw in ("%00", "a%00b", "%ff", "%ed%a0%80", "%c0%80", "a%f5b"):
+            assert_failure(http.get(f"{path}?{name}={raw}"), 400)
+        twice = assert_failure(http.get(f"{path}?{name}=1&{name}=1"), 400)
+        assert named(twice, name)
+        for other in (name.upper(), f"{name}[]", f" {name}", f"{name}%00"):
+            if other != name:
+                assert_failure(http.get(f"{path}?{other}=1"), 400)
+    for unknown in ("colour=red", "=", "a", "&&a", "%ff=1", "limit.x=1", "a" * 3_000):
+        assert_failure(http.get(f"{path}?{unknown}"), 400)
+
+
+def test_an_unknown_query_parameter_of_a_write_is_refused_too(sender: Sender) -> None:
+    body = {"name": "Ana"}
+    assert_failure(sender.api.http.post("/leads?dry=1", json=body), 400)
+
+
+# --- Paths ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["x", "0", "%00", "..", "../..", "%2e%2e", "%ff", "ñ", "a b", "'", "x" * 3_000,
+     str(uuid4())[:-1],
+     str(uuid4()) + "0", "{" + str(uuid4()) + "}", "urn:uuid:" + str(uuid4()),
+     "00000000-0000-0000-0000-000000000000"],
+)  # fmt: skip
+def test_no_ids(api: Api, part: str) -> None:
+    for prefix in ("/conversations/", "/leads/"):
+        response = api.http.get(f"{prefix}{part}")
+        assert response.status_code in (400, 404, 405), response.text
+        assert response.json()["status"] == "error"
+
+
+def test_an_id_may_be_written_in_capitals(api: Api) -> None:
+    lead = api.post("/leads", {"name": "Ana"})
+    assert api.get(f"/leads/{lead['id'].upper()}") == lead
+
+
+# --- Below HTTP -------------------------------------------------------------------------------
+
+HEAD = b"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+GARBAGE: dict[str, bytes] = {
+    "chunk size": CHUNKED + b"zz\r\n{}\r\n0\r\n\r\n",
+    "chunk without end": CHUNKED + b"2\r\n{}xx0\r\n\r\n",
+    "negative chunk": CHUNKED + b"-1\r\n{}\r\n0\r\n\r\n",
+    "huge chunk size": CHUNKED + b"f" * 40 + b"\r\n{}\r\n0\r\n\r\n",
+    "two lengths": HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "length and chunks": HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "no number": HEAD + b"Content-Length: x\r\n\r\n{}",
+    "bytes in the path": b"GET /api/v1/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+    "bytes in the query": b"GET /api/v1/leads?\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+    "NUL in a header": b"GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\x00b\r\n\r\n",
+    "no method": b"\x00\x01\x02\x03\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 64 + b"\r\n\r\n",
+    "HTTP/9": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+    "long header": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 200_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage(server: LiveServer, api: Api, name: str) -> None:
+    """Refused or cut off; the server goes on."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        try:
+            connection.sendall(GARBAGE[name])
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(65_536)
+        except ConnectionError:
+            answer = b""
+    if answer:
+        assert answer.startswith(b"HTTP/1.1 4"), answer[:200]
+    api.get("/auth/me", expect=200)
+
+
+def test_a_body_that_never_comes(server: LiveServer, api: Api) -> None:
+    """The client goes away in the middle: nothing happens, and nothing is logged as a defect."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(HEAD + b'Content-Length: 100\r\n\r\n{"email":')
+    api.get("/auth/me", expect=200)
+    server.assert_no_defects()

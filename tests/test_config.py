@@ -1,0 +1,164 @@
+"""Configuration: what stands in config.toml is what the program does, and nothing is misread."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from messaging_server.config import (
+    MASK,
+    SECRETS,
+    Config,
+    load_config,
+    mask_password,
+    masked,
+)
+from messaging_server.errors import StartupError
+
+CONFIG_FILE = Path(__file__).parent.parent / "config.toml"
+COMMENTED_KEY = re.compile(r"^# ?(?=[a-z_]+ = )", re.MULTILINE)
+TAGS = re.compile(r"^# \[\[ai\.tags\]\]\n(# .*\n)+", re.MULTILINE)
+
+
+def test_config_toml_holds_every_key_at_its_default() -> None:
+    text = CONFIG_FILE.read_text(encoding="utf-8")
+    assert TAGS.search(text), "the example of a tag"
+    stated = tomllib.loads(COMMENTED_KEY.sub("", TAGS.sub("", text)))
+    defaults = msgspec.to_builtins(Config())
+    assert defaults["ai"].pop("tags") == ()
+    assert stated == plain(defaults)
+
+
+def plain(value: Any) -> Any:
+    """As TOML has it: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_config_toml_as_it_is_changes_nothing() -> None:
+    assert load_config(CONFIG_FILE, {}, {}) == Config()
+
+
+def test_the_example_of_a_tag_is_valid(tmp_path: Path) -> None:
+    example = TAGS.search(CONFIG_FILE.read_text(encoding="utf-8"))
+    assert example is not None
+    path = tmp_path / "config.toml"
+    path.write_text(re.sub(r"(?m)^# ", "", example[0]))
+    assert load_config(path, {}, {}).ai.tags[0].name
+
+
+def test_what_goes_over_what(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[server]\nhost = "file"\nport = 1\ndata_dir = "file"\n')
+    environment = {"MESSAGING_SERVER__PORT": "2", "MESSAGING_SERVER__DATA_DIR": "environment"}
+    server = load_config(path, environment, {"server": {"data_dir": "option"}}).server
+    assert (server.host, server.port, server.data_dir) == ("file", 2, "option")
+
+
+def test_conventional_variables_are_over_by_our_own() -> None:
+    usual = {"DATABASE_URL": "postgresql://usual/x", "OPENAI_API_KEY": "usual"}
+    config = load_config(None, usual, {})
+    assert (config.database.url, config.ai.api_key) == ("postgresql://usual/x", "usual")
+    ours = {"MESSAGING_DATABASE__URL": "postgresql://ours/x", "MESSAGING_AI__API_KEY": "ours"}
+    config = load_config(None, {**usual, **ours}, {})
+    assert (config.database.url, config.ai.api_key) == ("postgresql://ours/x", "ours")
+    assert load_config(None, {"DATABASE_URL": ""}, {}).database.url == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("SERVER__PORT", "8080", 8080),
+        ("SERVER__ALLOWED_ORIGINS", "https://a.example, https://b.example,",
+         ("https://a.example", "https://b.example")),
+        ("SERVER__ALLOWED_ORIGINS", '["https://a.example"]', ("https://a.example",)),
+        ("SERVER__ALLOWED_ORIGINS", "", ()),
+        ("SERVER__BEHIND_PROXY", "10.0.0.0/8,::1", ("10.0.0.0/8", "::1")),
+        ("ANALYSIS__QUIET_SECONDS", "0.5", 0.5),
+        ("LIMITS__ENABLED", "false", False),
+        ("LIMITS__ENABLED", "0", False),
+        ("AUTH__SECRET", "x" * 32, "x" * 32),
+        ("AI__MODEL", "1", "1"),
+    ],
+)  # fmt: skip
+def test_variables(variable: str, text: str, value: Any) -> None:
+    config = load_config(None, {f"MESSAGING_{variable}": text}, {})
+    section, key = variable.lower().split("__")
+    assert getattr(getattr(config, section), key) == value
+
+
+def test_other_variables_are_not_ours() -> None:
+    assert (
+        load_config(None, {"MESSAGING_PASSWORD": "x", "SERVER__PORT": "1", "PORT": "1"}, {})
+        == Config()
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("server", "port", -1),
+        ("server", "max_body_bytes", 0),
+        ("server", "shutdown_seconds", 0),
+        ("server", "shutdown_seconds", float("nan")),
+        ("server", "host", 1),
+        ("server", "allowed_origins", "https://a.example"),
+        ("server", "allowed_origins", ["https://a.example/"]),
+        ("server", "allowed_origins", ["ftp://a.example"]),
+        ("server", "behind_proxy", ["300.0.0.1"]),
+        ("database", "pool_size", 1),
+        ("auth", "bcrypt_rounds", 3),
+        ("auth", "token_hours", 0),
+        ("auth", "secret", "x" * 31),
+        ("limits", "enabled", "perhaps"),
+        ("analysis", "concurrency", 0),
+        ("ai", "provider", "oracle"),
+        ("ai", "temperature", 3),
+        ("ai", "tags", [{"description": "no name"}]),
+        ("ai", "tags", [{"name": ""}]),
+        ("log", "format", "xml"),
+        ("log", "level", "info"),
+    ],
+)
+def test_impossible_values(section: str, key: str, value: Any) -> None:
+    with pytest.raises(StartupError) as raised:
+        load_config(None, {}, {section: {key: value}})
+    message = str(raised.value)
+    assert f"{section}.{key}" in message
+    assert "\n" not in message
+
+
+def test_masking() -> None:
+    secrets = {
+        "auth": {"secret": "s" * 40},
+        "ai": {"api_key": "sk-123"},
+        "database": {"url": "postgresql://user:p@ss:w/rd@host:5432/db?password=x&sslmode=require"},
+    }
+    shown = masked(load_config(None, {}, secrets))
+    assert shown["database"]["url"] == (
+        f"postgresql://user:{MASK}@host:5432/db?password={MASK}&sslmode=require"
+    )
+    for name in SECRETS:
+        section, key = name.split(".")
+        assert shown[section][key] == MASK
+    assert masked(Config())["auth"]["secret"] == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "postgresql://host/db", "postgresql://user@host/db", "postgresql:///db?host=/run/x"],
+)
+def test_a_url_without_password_is_shown_as_it_is(url: str) -> None:
+    assert mask_password(url) == url
+
+
+def test_every_secret_key_is_masked() -> None:
+    """A new key with a telling name must not be forgotten."""
+    for section, keys in msgspec.to_builtins(Config()).items():
+        for key in keys:
+            if re.search("secret|password|api_key|token$", key):
+                assert f"{section}.{key}" in SECRETS

@@ -1,0 +1,334 @@
+"""What happens to those who are served when something breaks: no acknowledged message is lost.
+
+The servers here run as users run them, most of them with an embedded Postgres of their own.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from messaging_server.postgres import EmbeddedPostgres
+from tests.client import Api, LiveServer, together, wait_until
+from tests.conftest import SECRET, fresh_database, live_server
+
+SENDERS = 8
+RECOVERY_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def data_dir() -> Iterator[Path]:
+    """Not in `tmp_path`: root's is closed to the account that runs Postgres."""
+    parent = Path(tempfile.mkdtemp(prefix="faults-"))
+    parent.chmod(0o711)
+    yield parent / "data"
+    shutil.rmtree(parent)
+
+
+@pytest.fixture(scope="module")
+def embedded(data_dir: Path) -> Iterator[LiveServer]:
+    """A server with a Postgres inside, which the tests break one after the other."""
+    settings = {
+        "DATABASE_URL": "",
+        "MESSAGING_SERVER__DATA_DIR": str(data_dir),
+        "MESSAGING_LIMITS__ENABLED": "false",
+        "MESSAGING_AUTH__SECRET": SECRET,
+        "MESSAGING_AUTH__BCRYPT_ROUNDS": "4",
+    }
+    server = LiveServer({**os.environ, **settings})
+    try:
+        server.start()
+        yield server
+        server.assert_no_defects()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def admin(embedded: LiveServer) -> Iterator[Api]:
+    with Api.first_admin(embedded.url) as admin:
+        yield admin
+
+
+class Load:
+    """Senders in a few conversations, who remember what was acknowledged."""
+
+    def __init__(self, api: Api, conversations: int = 4) -> None:
+        self._api = api
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send) for _ in range(SENDERS)]
+        self.conversations = [api.new_conversation()["id"] for _ in range(conversations)]
+        self.acknowledged: dict[tuple[str, str], dict[str, Any]] = {}
+        self.refused: list[httpx.Response] = []
+        self.cut_off = 0
+        self.slowest_seconds = 0.0
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a request never ended"
+
+    def _send(self) -> None:
+        number = 0
+        with httpx.Client(headers=self._api.http.headers, timeout=45) as http:
+            while not self._stop.is_set():
+                conversation = self.conversations[number % len(self.conversations)]
+                number += 1
+                self._send_one(http, conversation)
+
+    def _send_one(self, http: httpx.Client, conversation: str) -> None:
+        text = uuid4().hex
+        body = {"contentText": text, "clientMessageId": text}
+        started = time.monotonic()
+        try:
+            url = f"{self._api.url}/api/v1/conversations/{conversation}/messages"
+            response = http.post(url, json=body)
+        except httpx.TransportError:
+            self.cut_off += 1
+            self._stop.wait(0.02)
+            return
+        finally:
+            self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
+        if response.status_code == 201:
+            self.acknowledged[conversation, text] = response.json()["data"]
+        else:
+            self.refused.append(response)
+            self._stop.wait(0.02)
+
+    def wait_for(self, count: int, seconds: float = 15.0) -> None:
+        """Until so many more messages are acknowledged."""
+        goal = len(self.acknowledged) + count
+        wait_until(lambda: len(self.acknowledged) >= goal, seconds)
+
+    def check(self) -> None:
+        """All that was acknowledged is there, once, as acknowledged, and no number is missing."""
+        for conversation in self.conversations:
+            log = whole_log(self._api, conversation)
+            assert [message["seq"] for message in log] == list(range(1, len(log) + 1))
+            texts = [message["contentText"] for message in log]
+            assert len(set(texts)) == len(texts)
+            stored = {message["contentText"]: message for message in log}
+            for (where, text), message in self.acknowledged.items():
+                assert where != conversation or stored[text] == message
+
+
+def whole_log(api: Api, conversation: str) -> list[dict[str, Any]]:
+    log: list[dict[str, Any]] = []
+    while True:
+        path = f"/conversations/{conversation}/messages"
+        page = api.get(path, afterSeq=log[-1]["seq"] if log else 0, limit=100)["items"]
+        if not page:
+            return log
+        log += page
+
+
+def assert_unavailable(response: httpx.Response) -> None:
+    assert response.status_code == 503, response.text
+    assert response.json()["error"]["code"] == "unavailable"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def postmaster_of(data_dir: Path) -> int:
+    return int((data_dir / "postgres/data/postmaster.pid").read_text().splitlines()[0])
+
+
+def backends_of(postmaster: int) -> list[int]:
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+# --- Postgres goes away -----------------------------------------------------------------------
+
+
+def test_postgres_is_killed_under_load(embedded: LiveServer, admin: Api, data_dir: Path) -> None:
+    pid = embedded.pid
+    with Load(admin) as load:
+        load.wait_for(50)
+        os.kill(postmaster_of(data_dir), signal.SIGKILL)
+        wait_until(lambda: load.refused)
+        load.wait_for(50, RECOVERY_SECONDS)
+    for response in load.refused:
+        assert_unavailable(response)
+    assert load.cut_off == 0
+    assert embedded.pid == pid
+    load.check()
+    assert httpx.get(f"{embedded.url}/health/ready").status_code == 200
+
+
+def test_a_backend_is_killed_under_load(embedded: LiveServer, admin: Api, data_dir: Path) -> None:
+    """Postgres restarts itself: the connections break, and come back."""
+    with Load(admin) as load:
+        load.wait_for(50)
+        os.kill(max(backends_of(postmaster_of(data_dir))), signal.SIGKILL)
+        wait_until(lambda: load.refused)
+        load.wait_for(50, RECOVERY_SECONDS)
+    for response in load.refused:
+        assert_unavailable(response)
+    load.check()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the backends")
+def test_postgres_hangs_and_goes_on(embedded: LiveServer, admin: Api, data_dir: Path) -> None:
+    """As when a machine is paused: what needs no database is answered, and nothing is lost."""
+    postmaster = postmaster_of(data_dir)
+    frozen = [postmaster, *backends_of(postmaster)]
+    with Load(admin) as load:
+        load.wait_for(50)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert httpx.get(f"{embedded.url}/health/live", timeout=2).status_code == 200
+            assert_unavailable(httpx.get(f"{embedded.url}/health/ready", timeout=20))
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        load.wait_for(50, RECOVERY_SECONDS)
+    for response in load.refused:
+        assert_unavailable(response)
+    load.check()
+
+
+# --- The server goes away ---------------------------------------------------------------------
+
+
+def test_the_server_is_killed_ten_times_under_load(embedded: LiveServer, admin: Api) -> None:
+    loads = []
+    for number in range(10):
+        with Load(admin, conversations=2) as load:
+            load.wait_for(20 + 7 * number)
+            embedded.kill()
+            embedded.start()
+            load.wait_for(5)
+        loads.append(load)
+        assert {response.status_code for response in load.refused} <= {503}
+    for load in loads:
+        load.check()
+
+
+def test_sigterm_under_load(postgres: EmbeddedPostgres) -> None:
+    """Whoever is being answered gets the answer; it takes less than ten seconds; exit code 0."""
+    with (
+        fresh_database(postgres) as dsn,
+        live_server(dsn) as server,
+        Api.first_admin(server.url) as admin,
+    ):
+        with Load(admin) as load:
+            load.wait_for(50)
+            started = time.monotonic()
+            code = server.stop()
+            assert time.monotonic() - started < RECOVERY_SECONDS
+        assert code == 0
+        for response in load.refused:
+            assert_unavailable(response)
+        server.assert_no_defects()
+        server.start()
+        load.check()
+
+
+def test_sigterm_with_an_embedded_postgres(embedded: LiveServer, data_dir: Path) -> None:
+    postmaster = postmaster_of(data_dir)
+    started = time.monotonic()
+    assert embedded.stop() == 0
+    assert time.monotonic() - started < RECOVERY_SECONDS
+    assert not Path(f"/proc/{postmaster}").exists()
+    assert not (data_dir / "postgres/data/postmaster.pid").exists()
+    embedded.start()
+
+
+# --- Too little of something ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(dsn: str, table: str) -> Iterator[None]:
+    """Nobody else can read or write `table`."""
+    loop = asyncio.new_event_loop()
+
+    async def lock() -> asyncpg.Connection:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(f"begin; lock table {table} in access exclusive mode")
+        return connection
+
+    try:
+        connection = loop.run_until_complete(lock())
+        yield
+        loop.run_until_complete(connection.close())
+    finally:
+        loop.close()
+
+
+def waiting(dsn: str) -> int:
+    """How many statements wait for a lock."""
+    sql = "select count(*) from pg_locks where not granted"
+    return int(asyncio.run(fetch_value(dsn, sql)))
+
+
+async def fetch_value(dsn: str, sql: str) -> Any:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(sql)
+    finally:
+        await connection.close()
+
+
+def test_a_full_pool_answers_503(postgres: EmbeddedPostgres) -> None:
+    """All connections wait for a lock: further requests are told so, and nothing hangs after."""
+    with (
+        fresh_database(postgres) as dsn,
+        live_server(dsn, MESSAGING_DATABASE__POOL_SIZE="2") as server,
+        Api.first_admin(server.url) as admin,
+    ):
+        conversation = admin.new_conversation()["id"]
+        path = f"/conversations/{conversation}/messages"
+        answers: list[httpx.Response] = []
+        ready: list[httpx.Response] = []
+
+        def send() -> None:
+            answers.append(admin.http.post(path, json={"contentText": "patience"}))
+
+        def ask() -> None:
+            ready.append(httpx.get(f"{server.url}/health/ready", timeout=12))
+
+        threads = [threading.Thread(target=send) for _ in range(6)]
+        with locked(dsn, "messages"):
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: waiting(dsn) == 2)
+            threads.append(threading.Thread(target=ask))
+            threads[-1].start()
+            assert httpx.get(f"{server.url}/health/live", timeout=2).status_code == 200
+            wait_until(lambda: len(answers) == 4 and ready, 12)
+            assert_unavailable(ready[0])
+        for thread in threads:
+            thread.join(15)
+        assert sorted(answer.status_code for answer in answers) == [201, 201, 503, 503, 503, 503]
+        for answer in answers:
+            if answer.status_code != 201:
+                assert_unavailable(answer)
+        assert [message["seq"] for message in whole_log(admin, conversation)] == [1, 2]
+        server.assert_no_defects()
+
+
+def test_first_starts_at_the_same_moment_migrate_once(postgres: EmbeddedPostgres) -> None:
+    with fresh_database(postgres, migrated=False) as dsn, contextlib.ExitStack() as stack:
+        together([lambda: stack.enter_context(live_server(dsn)) for _ in range(3)], threads=3)
+
+        twice = "select count(*) - count(distinct name) from migration"
+        assert asyncio.run(fetch_value(dsn, twice)) == 0
