@@ -36,7 +36,8 @@ insert into conversations (
     first_lead_message_at, first_reply_seconds, ai_summary, ai_priority, ai_tags, ai_provider,
     ai_updated_at, analyzed_seq
 )
-select l.id, case when n % 5 > 0 then (select id from users order by id offset n % {agents} limit 1) end,
+select l.id,
+    case when n % 5 > 0 then (select id from users order by id offset n % {agents} limit 1) end,
     case when n % 50 = 0 then 'SNOOZED' when n % 3 = 0 then 'OPEN' else 'RESOLVED' end,
     (array['HIGH','MEDIUM','LOW','LOW'])[1 + n % 4],
     array['tag' || n % 18, case when n % 1000 = 0 then 'rare' else 'common' end],
@@ -63,9 +64,7 @@ async def seed(dsn: str, conversations: int) -> None:
     )
     await connection.execute("drop index messages_search")
     await connection.execute(
-        SEED.format(
-            conversations=conversations, agents=AGENTS, per=MESSAGES_PER_CONVERSATION
-        )
+        SEED.format(conversations=conversations, agents=AGENTS, per=MESSAGES_PER_CONVERSATION)
     )
     await connection.execute("set maintenance_work_mem = '512MB'")
     await connection.execute(index)
@@ -128,7 +127,9 @@ async def measure(server: BenchServer, connection: Connection, path: str) -> tup
     return cpu / REQUESTS * 1e6, seconds / REQUESTS * 1e6
 
 
-async def run(server: BenchServer, token: str, conversations: int) -> dict[str, tuple[float, float]]:
+async def run(
+    server: BenchServer, token: str, conversations: int
+) -> dict[str, tuple[float, float]]:
     await seed(server.dsn(), conversations)
     connection = Connection(server.port, token)
     await connection.open()

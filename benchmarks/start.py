@@ -22,7 +22,9 @@ def main() -> None:
             server.stop()
             server.start()
             later.append(server.start_seconds)
-        print(f"later starts  {statistics.median(later):6.2f} s (target 1.5; {min(later):.2f} best)")
+        print(
+            f"later starts  {statistics.median(later):6.2f} s (target 1.5; {min(later):.2f} best)"
+        )
         print(f"idle server   {server.resident_bytes() / MEBIBYTE:6.0f} MiB resident (target 130)")
         postgres = sum(p.memory_full_info().pss for p in server.processes()[1:])
         print(f"its Postgres  {postgres / MEBIBYTE:6.0f} MiB (shared pages counted once)")
