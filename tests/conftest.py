@@ -85,9 +85,9 @@ def make_config(dsn: str, **sections: dict[str, Any]) -> Config:
 
 
 @pytest.fixture
-def database(dsn: str) -> Iterator[Database]:
+def database(dsn: str) -> Database:
     """A `Database` that is not started: for coroutines that run their own loop."""
-    yield Database(dsn, pool_size=4, bus=Bus())
+    return Database(dsn, pool_size=4, bus=Bus())
 
 
 @contextlib.contextmanager

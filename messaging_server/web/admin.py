@@ -26,9 +26,9 @@ from messaging_server.users import queries as user_queries
 
 LOGINS_PER_MINUTE = 10
 PAGE_POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "frame-ancestors 'none'"
-).encode()
+    b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    b"frame-ancestors 'none'"
+)
 
 try:
     from piccolo_admin.endpoints import create_admin
