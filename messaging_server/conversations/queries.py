@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 from uuid_utils.compat import uuid7
 
+from messaging_server.conversations.urgency import URGENT_SINCE, urgency_of
 from messaging_server.database import Database, row_count
 from messaging_server.errors import Conflict, NotFound
 from messaging_server.models import (
@@ -33,18 +34,21 @@ from messaging_server.models import (
 VISIBLE = "($1 or c.assigned_agent_id = $2)"
 """$1: the caller is ADMIN; $2: the caller's id."""
 
-COLUMNS = """
+COLUMNS = f"""
     c.id, c.status, c.priority, c.priority_source, c.tags, c.tags_source, c.ai_summary,
     c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq, c.last_seq,
     c.last_public_seq, c.last_message_sender_type, c.last_message_content_type,
     c.last_message_preview, c.last_message_at, c.last_activity_at, c.waiting_since,
     c.snoozed_until, c.created_at, c.updated_at, c.version, c.assigned_agent_id,
+    {URGENT_SINCE} as urgent_since, now() as read_at,
     c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count,
     u.email as agent_email, u.name as agent_name,
     l.id as lead_id, l.name as lead_name, l.email as lead_email, l.phone as lead_phone,
     l.attributes as lead_attributes, l.created_at as lead_created_at,
     l.updated_at as lead_updated_at
 """
+
+COUNTS_WORTH_COMPACTING = 1_000
 
 JOINS = """
     join leads l on l.id = c.lead_id
@@ -53,20 +57,14 @@ JOINS = """
 """
 
 
-class ConversationCursor(Struct, frozen=True):
-    """The last conversation of a page in the order of activity."""
-
-    last_activity_at: datetime
-    id: UUID
-
-
 def to_conversation(row: Mapping[str, Any]) -> Conversation:
+    status, priority = Status(row["status"]), _priority(row["priority"])
     return Conversation(
         id=row["id"],
         lead=_lead(row),
         assigned_agent=_agent(row),
-        status=Status(row["status"]),
-        priority=_priority(row["priority"]),
+        status=status,
+        priority=priority,
         priority_source=Source(row["priority_source"]),
         tags=row["tags"],
         tags_source=Source(row["tags_source"]),
@@ -76,6 +74,13 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
         last_seq=row["last_seq"],
         unread_count=row["unread_count"],
         waiting_since=_optional_timestamp(row["waiting_since"]),
+        urgency=urgency_of(
+            status,
+            priority,
+            waiting_since=row["waiting_since"],
+            urgent_since=row["urgent_since"],
+            now=row["read_at"],
+        ),
         snoozed_until=_optional_timestamp(row["snoozed_until"]),
         created_at=timestamp(row["created_at"]),
         updated_at=timestamp(row["updated_at"]),
@@ -370,14 +375,17 @@ async def wake_snoozed(database: Database) -> list[tuple[UUID, int]]:
     return [(row["id"], row["version"]) for row in rows]
 
 
-async def compact_counts(database: Database) -> int:
-    """Add up the counters' differences into one row a kind; how many rows that removed."""
+async def compact_counts(database: Database, *, at_least: int = COUNTS_WORTH_COMPACTING) -> int:
+    """Add up the counters' differences into one row a kind, when there are many; rows written."""
     tag = await database.execute(
         """
         with removed as (
             delete from conversation_counts
             where id in (
-                select id from conversation_counts order by id limit 20000
+                select id from conversation_counts
+                where (select count(*) from (select 1 from conversation_counts limit $1) few) = $1
+                order by id
+                limit 20000
                 for update skip locked
             )
             returning assigned_agent_id, status, priority, waiting, count
@@ -387,6 +395,7 @@ async def compact_counts(database: Database) -> int:
         from removed
         group by 1, 2, 3, 4
         having sum(count) <> 0
-        """
+        """,
+        at_least,
     )
     return row_count(tag)

@@ -201,7 +201,7 @@ def compact(dsn: str) -> None:
         database = Database(dsn, pool_size=2, bus=Bus())
         await database.start()
         try:
-            await compact_counts(database)
+            await compact_counts(database, at_least=1)
         finally:
             await database.stop()
 
