@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+import uvloop
 from measure import SECRET, BenchServer, Connection
 from raw_socket import RawSocket, allow_many_files, client_frame, make_admins, open_sockets
 
@@ -189,7 +190,7 @@ def main() -> None:
         asyncio.run(bare())
         return
     with BenchServer(MESSAGING_ANALYSIS__ENABLED="false") as server:
-        asyncio.run(measure(server, server.admin_token(), arguments))
+        uvloop.run(measure(server, server.admin_token(), arguments))
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ async def authorize(
     connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
 ) -> None:
     """The guard of every route: a known query, a valid token, the right role, not too often."""
-    if connection.scope["query_string"]:
+    if connection.scope["query_string"] and connection.scope["type"] == ScopeType.HTTP:
         refuse_unknown_query(connection, handler)
     options = handler.opt
     if options.get("public"):
@@ -196,16 +196,21 @@ def bearer(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
     raise errors.Unauthenticated("A token is needed: Authorization: Bearer …")
 
 
-_query_names: dict[BaseRouteHandler, frozenset[str]] = {}
+class QueryField(Struct, frozen=True):
+    """A query parameter's name in Python; any text is a value of its own where `is_text`."""
+
+    name: str
+    is_text: bool
+
+
+_query_parameters: dict[BaseRouteHandler, dict[str, QueryField]] = {}
 
 
 def refuse_unknown_query(
     connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
 ) -> None:
     """An unknown, doubled or unreadable query parameter is an error that names it."""
-    known = _query_names.get(handler)
-    if known is None:
-        known = _query_names[handler] = frozenset(_declared_query_names(handler))
+    known = query_parameters(handler)
     query = connection.scope["query_string"]
     if b"%00" in query or b"\0" in query:
         raise ValidationFailed("The query must not contain a NUL character")
@@ -217,16 +222,23 @@ def refuse_unknown_query(
             raise ValidationFailed.of(name, "must be given once")
         if "\ufffd" in value:
             raise ValidationFailed.of(name, "must be valid UTF-8")
+        if value.lower() == "null" and not known[name].is_text:
+            raise ValidationFailed.of(name, "must not be null; leave it out")
         seen.add(name)
 
 
-def _declared_query_names(handler: BaseRouteHandler) -> list[str]:
-    parameters = handler.parsed_fn_signature.parameters
-    return [
-        field.kwarg_definition.name or name
-        for name, field in parameters.items()
-        if isinstance(field.kwarg_definition, QueryParameter)
-    ]
+def query_parameters(handler: BaseRouteHandler) -> dict[str, QueryField]:
+    """What a handler declares, by the names that clients use."""
+    known = _query_parameters.get(handler)
+    if known is None:
+        known = _query_parameters[handler] = {
+            field.kwarg_definition.name or name: QueryField(
+                name, str in (field.annotation, *(part.annotation for part in field.inner_types))
+            )
+            for name, field in handler.parsed_fn_signature.parameters.items()
+            if isinstance(field.kwarg_definition, QueryParameter)
+        }
+    return known
 
 
 # --- Errors -----------------------------------------------------------------------------------
@@ -308,7 +320,9 @@ def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPE
     """Litestar's own errors in the contract's shape; their detail may hold the whole URL."""
     if isinstance(error, ValidationException):
         items = error.extra if isinstance(error.extra, list) else []
-        details = [_field_error(item) for item in items if isinstance(item, dict)]
+        parameters = query_parameters(request.route_handler)
+        shown = {parameter.name: name for name, parameter in parameters.items()}
+        details = [_field_error(item, shown) for item in items if isinstance(item, dict)]
         text = "; ".join(f"{item.field}: {item.message}" for item in details)
         return failure_response(
             request, ValidationFailed(text or "The request is not valid", details=details)
@@ -326,9 +340,11 @@ def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPE
     return response
 
 
-def _field_error(item: Mapping[str, Any]) -> FieldError:
+def _field_error(item: Mapping[str, Any], shown: Mapping[str, str]) -> FieldError:
+    """Litestar's item; it may name the parameter as Python does."""
     message = str(item.get("message", "is not valid"))
-    return FieldError(str(item.get("key", "request")), message[:1].lower() + message[1:])
+    key = str(item.get("key", "request"))
+    return FieldError(shown.get(key, key), message[:1].lower() + message[1:])
 
 
 def handle_defect(request: litestar.Request[Any, Any, Any], error: Exception) -> Any:

@@ -109,7 +109,7 @@ def url_of(listener: socket.socket) -> str:
 def uvicorn_config(config: Config) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(config),
-        ws=WireProtocol if config.realtime.fast_path else "websockets-sansio",
+        ws=WireProtocol,
         ws_max_size=FRAME_BYTES,
         ws_per_message_deflate=False,
         ws_ping_interval=None,

@@ -161,7 +161,10 @@ async def fetch_conversation(
 async def fetch_views(
     database: Database, conversation_ids: Sequence[UUID], callers: Sequence[Caller]
 ) -> list[tuple[UUID, Conversation]]:
-    """Each conversation as each caller sees it, pairs that may not be seen left out."""
+    """Each conversation as each caller sees it, pairs that may not be seen left out.
+
+    Callers to whom it looks alike share one object.
+    """
     rows = await database.fetch(
         f"""
         select viewer.id as viewer_id, {COLUMNS}
@@ -174,7 +177,12 @@ async def fetch_views(
         [caller.is_admin for caller in callers],
         list(conversation_ids),
     )
-    return [(row["viewer_id"], to_conversation(row)) for row in rows]
+    views: dict[tuple[UUID, int], Conversation] = {}
+    for row in rows:
+        look = (row["id"], row["unread_count"])
+        if look not in views:
+            views[look] = to_conversation(row)
+    return [(row["viewer_id"], views[row["id"], row["unread_count"]]) for row in rows]
 
 
 async def fetch_heads(database: Database, conversation_ids: Sequence[UUID]) -> dict[UUID, int]:

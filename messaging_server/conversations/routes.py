@@ -4,12 +4,12 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from litestar import Response, get, patch, post
+from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from messaging_server.conversations import search, service
 from messaging_server.conversations.message_queries import MessageCursor
-from messaging_server.conversations.queries import ConversationCursor
-from messaging_server.conversations.search import Filters
+from messaging_server.conversations.search import ConversationCursor, Filters, Sort
 from messaging_server.conversations.service import (
     AssignmentRequest,
     ConversationChanges,
@@ -21,6 +21,7 @@ from messaging_server.conversations.service import (
 from messaging_server.errors import ValidationFailed
 from messaging_server.http import (
     ADMIN_ONLY,
+    Failure,
     PageCursor,
     PageLimit,
     Request,
@@ -34,10 +35,20 @@ Tag = Annotated[str | None, QueryParameter(min_length=1, max_length=50)]
 Agent = Annotated[UUID | None, QueryParameter(name="assignedAgentId")]
 AfterSeq = Annotated[int | None, QueryParameter(name="afterSeq", ge=0, le=2_147_483_647)]
 
+NO_SUCH_LEAD = ResponseSpec(
+    Failure, description="`not_found`: no such `leadId`.", generate_examples=False
+)
+SENT_BEFORE = ResponseSpec(
+    Success[Message],
+    description="This `clientMessageId` was sent before: the first message.",
+    generate_examples=False,
+)
+
 
 @get("/conversations", tags=["Conversations"])
 async def list_conversations(
     request: Request,
+    sort: Annotated[Sort, QueryParameter()] = Sort.ACTIVITY,
     priority: Annotated[Priority | None, QueryParameter()] = None,
     tag: Tag = None,
     status: Annotated[Status | None, QueryParameter()] = None,
@@ -50,11 +61,12 @@ async def list_conversations(
     limit: PageLimit = 20,
     cursor: PageCursor = None,
 ) -> Success[Page[Conversation]]:
-    """Conversations, newest activity first; all filters that are given must hold."""
+    """Conversations for which all given filters hold; by urgency only those that need a reply."""
     conversations, following = await search.list_conversations(
         request.database,
         request.caller,
         Filters(
+            sort=sort,
             priority=priority,
             tag=tag,
             status=status,
@@ -69,7 +81,7 @@ async def list_conversations(
     return page(conversations, following)
 
 
-@post("/conversations", tags=["Conversations"])
+@post("/conversations", tags=["Conversations"], responses={404: NO_SUCH_LEAD})
 async def create_conversation(
     request: Request, data: JSONBody[NewConversation]
 ) -> Success[Conversation]:
@@ -146,7 +158,11 @@ async def list_messages(
     return page(messages, following)
 
 
-@post("/conversations/{conversation_id:uuid}/messages", tags=["Messages"])
+@post(
+    "/conversations/{conversation_id:uuid}/messages",
+    tags=["Messages"],
+    responses={200: SENT_BEFORE},
+)
 async def send_message(
     request: Request, conversation_id: FromPath[UUID], data: JSONBody[NewMessage]
 ) -> Response[Success[Message]]:

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from litestar import Response, delete, get, post
+from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody
 
 from messaging_server.http import (
@@ -20,8 +21,14 @@ from messaging_server.inboxes import queries, service
 from messaging_server.inboxes.service import Inbound, InboundResult, NewApiKey, ShownApiKey
 from messaging_server.models import ApiKey, Page
 
+RECEIVED_BEFORE = ResponseSpec(
+    Success[InboundResult],
+    description="This `externalId` came before: the first result.",
+    generate_examples=False,
+)
 
-@post("/inbound", opt=API_KEY, tags=["Inbound"])
+
+@post("/inbound", opt=API_KEY, tags=["Inbound"], responses={200: RECEIVED_BEFORE})
 async def receive(request: Request, data: JSONBody[Inbound]) -> Response[Success[InboundResult]]:
     """A lead's message in one call, with an API key; a repeated `externalId` answers 200."""
     received = await service.receive(request.database, data, debounce=request.app.state.debounce)

@@ -43,7 +43,7 @@ class ShownApiKey(Model, frozen=True):
 
 
 class InboundLead(Request, frozen=True):
-    """Found by `externalId`, else by `email`, else by `phone`; otherwise created."""
+    """Found by the first of `externalId`, `email` and `phone` that is given; else created."""
 
     name: LeadName
     external_id: ExternalId | None = None

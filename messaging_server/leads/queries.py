@@ -132,15 +132,24 @@ async def update_lead(
     attributes = changes.get("attributes")
     row = await database.fetch_row(
         f"""
-        update leads l
-        set name = coalesce($4, l.name),
-            email = case when $5 then $6 else l.email end,
-            phone = case when $7 then $8 else l.phone end,
-            attributes = coalesce($9::jsonb, l.attributes),
-            updated_at = now()
-        where {VISIBLE} and l.id = $3
-        returning {COLUMNS},
-            array(select c.id from conversations c where c.lead_id = l.id) as conversation_ids
+        with l as (
+            update leads l
+            set name = coalesce($4, l.name),
+                email = case when $5 then $6 else l.email end,
+                phone = case when $7 then $8 else l.phone end,
+                attributes = coalesce($9::jsonb, l.attributes),
+                updated_at = now()
+            where {VISIBLE} and l.id = $3
+            returning {COLUMNS}
+        ),
+        shown as (
+            update conversations c
+            set version = c.version + 1, updated_at = now()
+            from l
+            where c.lead_id = l.id
+            returning c.id
+        )
+        select {COLUMNS}, array(select id from shown) as conversation_ids from l
         """,
         caller.is_admin,
         caller.id,
@@ -155,18 +164,29 @@ async def update_lead(
     return (to_lead(row), tuple(row["conversation_ids"])) if row else None
 
 
-async def delete_lead(database: Database, lead_id: UUID) -> tuple[UUID, ...] | None:
-    """Erase the lead with its conversations and messages; the ids of the conversations."""
+class Erased(Struct, frozen=True):
+    """The conversations that went with a lead, and the agents who had them."""
+
+    conversation_ids: tuple[UUID, ...]
+    agent_ids: frozenset[UUID]
+
+
+async def delete_lead(database: Database, lead_id: UUID) -> Erased | None:
+    """Erase the lead with its conversations and messages; None when there is no such lead."""
     row = await database.fetch_row(
         """
-        with conversation_ids as (
-            select array(select c.id from conversations c where c.lead_id = $1) as ids
+        with erased as (
+            select array_agg(c.id) as ids, array_agg(c.assigned_agent_id) as agent_ids
+            from conversations c
+            where c.lead_id = $1
         )
-        delete from leads l using conversation_ids where l.id = $1 returning ids
+        delete from leads l using erased where l.id = $1 returning ids, agent_ids
         """,
         lead_id,
     )
-    return tuple(row["ids"]) if row else None
+    if row is None:
+        return None
+    return Erased(tuple(row["ids"] or ()), frozenset(row["agent_ids"] or ()) - {None})
 
 
 async def find_or_insert_lead(

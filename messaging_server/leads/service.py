@@ -13,6 +13,7 @@ from messaging_server.leads import queries
 from messaging_server.models import Caller, Lead, Request
 
 ATTRIBUTES_MAX_BYTES = 16_384
+ATTRIBUTES_MAX_DEPTH = 32
 
 LeadName = Annotated[str, Meta(min_length=1, max_length=200)]
 LeadEmail = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^\s*[^\s@]+@[^\s@]+\s*$")]
@@ -35,10 +36,28 @@ class LeadChanges(Request, frozen=True):
 
 
 def check_attributes(attributes: Any) -> None:
+    """Within bounds that any JSON parser of any client can stand."""
+    if attributes and is_deeper(attributes, ATTRIBUTES_MAX_DEPTH):
+        raise ValidationFailed.of(
+            "attributes", f"must not be nested deeper than {ATTRIBUTES_MAX_DEPTH} levels"
+        )
     if attributes and len(msgspec.json.encode(attributes)) > ATTRIBUTES_MAX_BYTES:
         raise ValidationFailed.of(
             "attributes", f"must not be longer than {ATTRIBUTES_MAX_BYTES} bytes as JSON"
         )
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether objects and lists stand in each other more than `levels` deep."""
+    layer = [value]
+    for _ in range(levels):
+        containers = [item for item in layer if isinstance(item, dict | list)]
+        layer = [
+            part
+            for item in containers
+            for part in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, dict | list) for item in layer)
 
 
 async def create_lead(database: Database, caller: Caller, lead: NewLead) -> Lead:
@@ -78,7 +97,9 @@ async def update_lead(
 
 
 async def delete_lead(database: Database, lead_id: UUID) -> None:
-    conversation_ids = await queries.delete_lead(database, lead_id)
-    if conversation_ids is None:
+    erased = await queries.delete_lead(database, lead_id)
+    if erased is None:
         raise NotFound("No such lead")
-    database.publish(ConversationsDeleted(conversation_ids=conversation_ids))
+    database.publish(
+        ConversationsDeleted(conversation_ids=erased.conversation_ids, agent_ids=erased.agent_ids)
+    )

@@ -95,6 +95,7 @@ LAST_MESSAGE = {
     "preview": str,
     "createdAt": time,
 }
+URGENCY = {"score": float, "reason": str}
 CONVERSATION = {
     "id": uuid7,
     "lead": LEAD,
@@ -110,6 +111,7 @@ CONVERSATION = {
     "lastSeq": int,
     "unreadCount": int,
     "waitingSince": (time, None),
+    "urgency": (URGENCY, None),
     "snoozedUntil": (time, None),
     "createdAt": time,
     "updatedAt": time,

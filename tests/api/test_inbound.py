@@ -75,6 +75,17 @@ def test_a_lead_is_found_again(api: Api, key: Api, field: str) -> None:
     assert api.get(f"/leads/{first['leadId']}")["name"] == "Luis"
 
 
+def test_only_the_first_identity_that_is_given_counts(key: Api) -> None:
+    email, phone = f"{unique('luis')}@example.com", unique("+34")
+    by_email = key.post("/inbound", inbound(lead={"name": "L", "email": email, "phone": phone}))
+    with_id = {"name": "L", "externalId": unique("l"), "email": email}
+    assert key.post("/inbound", inbound(lead=with_id))["leadId"] != by_email["leadId"]
+    other = {"name": "L", "email": f"{unique('ana')}@example.com", "phone": phone}
+    assert key.post("/inbound", inbound(lead=other))["leadId"] != by_email["leadId"]
+    by_phone = key.post("/inbound", inbound(lead={"name": "L", "phone": phone}))
+    assert by_phone["leadId"] == by_email["leadId"]
+
+
 def test_emails_of_leads_have_no_case(key: Api) -> None:
     address = f"Ñandú.İ.{uuid4().hex[:8]}@Example.com"
     ids = {

@@ -99,7 +99,14 @@ def lists(api: Api, key: Api, api_dsn: str) -> dict[str, List]:
         },
     }
     messages = f"/conversations/{log}/messages"
+    urgency = {"sort": "urgency", "tag": tag}  # all HIGH: a new one comes last
     return {
+        **{
+            f"conversations by urgency of {role}": List(
+                user, "/conversations", converse, newest_first=False, **urgency
+            )
+            for role, user in (("ADMIN", api), ("agent", agent))
+        },
         **{
             f"conversations by {name} of {role}": List(user, "/conversations", converse, **query)
             for name, query in conversations.items()
@@ -122,6 +129,7 @@ def make_ties(dsn: str) -> None:
         connection = await asyncpg.connect(dsn)
         for table, column in (
             ("conversations", "last_activity_at"),
+            ("conversations", "waiting_since"),
             ("leads", "created_at"),
             ("users", "created_at"),
             ("api_keys", "created_at"),
@@ -138,7 +146,7 @@ NAMES = [
     *[
         f"conversations by {name} of {role}"
         for name in ("all", "priority", "status", "tag", "unreplied", "agent", "assigned",
-                     "search of a lead", "search of messages", "everything")
+                     "urgency", "search of a lead", "search of messages", "everything")
         for role in ("ADMIN", "agent")
     ],
     "leads", "leads of agent", "leads by search", "users", "api-keys", "messages",
@@ -233,12 +241,12 @@ FORGED: list[Any] = [
     b"", b"x", b"\xff" * 30, b"\xc1", None, 0, 1.5, True, "x", [], {}, [1, 2], [None, None],
     {"seq": 1}, {"seq": 2**31, "ascending": False}, {"seq": 2**63, "ascending": True},
     {"seq": -(2**40), "ascending": True}, {"seq": "1", "ascending": True}, {"seq": True},
-    {"seq": float("nan"), "ascending": True}, {"last_activity_at": NOW, "id": "x"},
-    {"last_activity_at": 0, "id": SOME_ID}, {"created_at": "never", "id": SOME_ID},
+    {"seq": float("nan"), "ascending": True}, {"sort": "activity", "at": NOW, "id": "x"},
+    {"sort": "activity", "at": 0, "id": SOME_ID}, {"created_at": "never", "id": SOME_ID},
     {"created_at": "0001-01-01T00:00:00+23:59", "id": SOME_ID},
     {"created_at": "9999-12-31T23:59:59-23:59", "id": SOME_ID},
-    {"last_activity_at": "0001-01-01T00:00:00+23:59", "id": SOME_ID},
-    {"last_activity_at": "2026-01-01T00:00:00", "id": SOME_ID},
+    {"sort": "activity", "at": "0001-01-01T00:00:00+23:59", "id": SOME_ID},
+    {"sort": "activity", "at": "2026-01-01T00:00:00", "id": SOME_ID},
     b"\x91" * 400, b"\x81\xa1" * 100,
 ]  # fmt: skip
 
