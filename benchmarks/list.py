@@ -72,11 +72,11 @@ async def seed(dsn: str, conversations: int) -> None:
     await connection.close()
 
 
-async def deep_cursor(connection: Connection, conversations: int) -> str:
-    """Where a quarter of all conversations has been paged through."""
+async def deep_cursor(connection: Connection, sort: str, conversations: int) -> str:
+    """Where so many conversations have been paged through."""
     cursor = ""
-    for _ in range(conversations // 400):
-        path = f"/api/v1/conversations?limit=100{cursor}"
+    for _ in range(conversations // 100):
+        path = f"/api/v1/conversations?limit=100&sort={sort}{cursor}"
         _, answer = await connection.request("GET", path)
         cursor = "&cursor=" + quote(json.loads(answer)["data"]["nextCursor"])
     return cursor
@@ -95,7 +95,8 @@ async def paths(dsn: str, connection: Connection, conversations: int) -> dict[st
     word = await postgres.fetchval("select split_part(content_text, ' ', 5) from messages limit 1")
     await postgres.close()
     base = "/api/v1/conversations"
-    deep = await deep_cursor(connection, conversations)
+    deep = await deep_cursor(connection, "activity", conversations // 4)
+    deep_urgency = await deep_cursor(connection, "urgency", conversations // 10)
     return {
         "first page": f"{base}?limit=20",
         "deep page": f"{base}?limit=20{deep}",
@@ -103,6 +104,9 @@ async def paths(dsn: str, connection: Connection, conversations: int) -> dict[st
         "priority": f"{base}?priority=HIGH",
         "agent": f"{base}?assignedAgentId={agent}",
         "unreplied": f"{base}?unreplied=true",
+        "urgency": f"{base}?sort=urgency",
+        "urgency, deep page": f"{base}?sort=urgency{deep_urgency}",
+        "urgency of an agent": f"{base}?sort=urgency&assignedAgentId={agent}",
         "common tag": f"{base}?tag=common",
         "rare tag": f"{base}?tag=rare",
         "all filters": f"{base}?status=OPEN&priority=HIGH&assignedAgentId={agent}&tag=common",

@@ -3,26 +3,25 @@
     python benchmarks/local_analyser.py measure LABELLED.jsonl [...]
     python benchmarks/local_analyser.py fit LABELLED.jsonl [...] [--write]
 
-A line of a file: `{id, messages: [{sender, text}], labels: {priority: [A, B], tags: [[...], [...]],
-keywords: [[...], [...]]}}`, one entry of each label for each reader. `fit` prints the score by
-ten-fold cross-validation of the weights; with `--write` it replaces `local_weights.toml`. Pure
-Python and without chance: the same files give the same weights.
+The files are those of `python -m messaging_server evaluate` (docs/evaluate.md). `fit` prints the
+score by ten-fold cross-validation of the weights; with `--write` it replaces `local_weights.toml`.
+Pure Python and without chance: the same files give the same weights.
 """
 
 import math
 import random
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
 import msgspec
 from msgspec import Struct
 
-from messaging_server.analysis import local_rules
+from messaging_server.analysis import local_rules, scoring
+from messaging_server.analysis.labelled import LabelledConversation, Labels, read_labelled
 from messaging_server.analysis.local import analyse_transcript, signs_of_transcript
 from messaging_server.analysis.local_rules import Signs, Weights
 from messaging_server.models import AnalysisResult, Priority, SenderType, TranscriptMessage
@@ -47,40 +46,21 @@ UNHEARD_SHARE = 0.5
 CLASSES = tuple(Priority)
 
 
-class Labels(Struct, frozen=True):
-    """One entry of each for each reader; tags have the most important first."""
-
-    priority: tuple[Priority, ...]
-    tags: tuple[tuple[str, ...], ...]
-    keywords: tuple[tuple[str, ...], ...]
-
-
-class Row(Struct, frozen=True):
-    messages: tuple[TranscriptMessage, ...]
-    labels: Labels
-
-
 class Example(Struct, frozen=True):
     messages: tuple[TranscriptMessage, ...]
-    priorities: tuple[Priority, ...]
-    tags: tuple[frozenset[str], ...]
-    keywords: tuple[str, ...]
+    labels: Labels
     signs: Signs
 
 
 def read_examples(paths: Sequence[Path]) -> list[Example]:
-    lines = [line for path in paths for line in path.read_text("utf-8").splitlines()]
-    return [_example(line) for line in lines if line.strip()]
+    return [_example(conversation) for path in paths for conversation in read_labelled(path)]
 
 
-def _example(line: str) -> Example:
-    row = msgspec.json.decode(line, type=Row)
+def _example(conversation: LabelledConversation) -> Example:
     return Example(
-        messages=row.messages,
-        priorities=row.labels.priority,
-        tags=tuple(map(frozenset, row.labels.tags)),
-        keywords=tuple(word for words in row.labels.keywords for word in words),
-        signs=signs_of_transcript(row.messages),
+        messages=conversation.messages,
+        labels=conversation.labels,
+        signs=signs_of_transcript(conversation.messages),
     )
 
 
@@ -145,11 +125,11 @@ class Lesson(Struct, frozen=True):
 
 
 def _lessons(examples: Sequence[Example], places: Mapping[str, int]) -> Iterator[Lesson]:
-    counts = Counter(p for e in examples for p in e.priorities)
+    counts = Counter(p for e in examples for p in e.labels.priority)
     chance = random.Random(0)  # noqa: S311  (repeatable, not secret)
     for example in examples:
         shares = tuple(
-            sum(v is p for v in example.priorities) / (len(CLASSES) * counts[p] * (COPIES + 1))
+            sum(v is p for v in example.labels.priority) / (len(CLASSES) * counts[p] * (COPIES + 1))
             for p in CLASSES
         )
         for copy in range(COPIES + 1):
@@ -202,18 +182,7 @@ def predict(weights: Weights, signs: Signs) -> Priority:
 
 
 def macro_f1(verdicts: Sequence[Priority], examples: Sequence[Example]) -> float:
-    """Against each reader, averaged."""
-    readers = range(len(examples[0].priorities))
-    scores = [
-        _f1(verdicts, [e.priorities[r] for e in examples], p) for r in readers for p in CLASSES
-    ]
-    return sum(scores) / len(scores)
-
-
-def _f1(verdicts: Sequence[Priority], truth: Sequence[Priority], p: Priority) -> float:
-    both = sum(v is p and t is p for v, t in zip(verdicts, truth, strict=True))
-    either = sum((v is p) + (t is p) for v, t in zip(verdicts, truth, strict=True))
-    return 2 * both / either if either else 0.0
+    return scoring.macro_f1(verdicts, [e.labels.priority for e in examples]) or 0.0
 
 
 def cross_validated(examples: Sequence[Example], *, unheard: Sequence[float]) -> list[float]:
@@ -255,24 +224,6 @@ def write_weights(weights: Weights) -> None:
     WEIGHTS_FILE.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def covers(summary: str, keywords: Sequence[str]) -> bool:
-    """Whether a keyword or an inflection of it stands in the summary as a whole word."""
-    text = summary.casefold()
-    return any(
-        re.search(rf"(?<!\w){re.escape(keyword.casefold())}\w{{0,3}}(?!\w)", text)
-        for keyword in keywords
-    )
-
-
-def right_first_tag(result: AnalysisResult, example: Example) -> bool:
-    return bool(result.tags) and any(result.tags[0] in tags for tags in example.tags)
-
-
-def mean(values: Iterable[bool]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else math.nan
-
-
 @click.group()
 def cli() -> None:
     """Measure or fit the `local` analyser."""
@@ -287,18 +238,12 @@ def measure(paths: tuple[Path, ...], verbose: bool) -> None:
     started = time.process_time()
     results = [analyse_transcript(e.messages) for e in examples]
     milliseconds = (time.process_time() - started) * 1000 / len(examples)
-    verdicts = [r.priority for r in results]
     pairs = list(zip(results, examples, strict=True))
-    figures = {
-        "conversations": len(examples),
-        "priority macro-F1": macro_f1(verdicts, examples),
-        "priority accuracy": mean(r.priority in e.priorities for r, e in pairs),
-        "first tag right": mean(right_first_tag(r, e) for r, e in pairs),
-        "keyword coverage": mean(covers(r.summary, e.keywords) for r, e in pairs if e.keywords),
-        "CPU milliseconds each": milliseconds,
-    }
-    for name, figure in figures.items():
-        click.echo(f"{name:22} {figure:.4g}")
+    scores = scoring.score([(result, example.labels) for result, example in pairs])
+    click.echo(f"{'conversations':22} {len(examples)}")
+    for name, figure in msgspec.structs.asdict(scores).items():
+        click.echo(f"{name.replace('_', ' '):22} {figure:.4g}")
+    click.echo(f"{'CPU milliseconds each':22} {milliseconds:.4g}")
     if verbose:
         _print_differences(pairs)
 
@@ -312,14 +257,14 @@ def _print_differences(pairs: Sequence[tuple[AnalysisResult, Example]]) -> None:
 
 
 def _differences(result: AnalysisResult, example: Example) -> Iterator[str]:
-    if result.priority not in example.priorities:
+    if result.priority not in example.labels.priority:
         cues = " ".join(sorted(example.signs.cues))
-        readers = "/".join(example.priorities)
+        readers = "/".join(example.labels.priority)
         yield f"{readers} but {result.priority}: {result.priority_reason} {cues}"
-    if not right_first_tag(result, example):
-        yield f"{sorted(example.tags[0])} but {result.tags}"
-    if example.keywords and not covers(result.summary, example.keywords):
-        yield f"{example.keywords} not in {result.summary!r}"
+    if not scoring.has_right_first_tag(result, example.labels):
+        yield f"{example.labels.tags} but {result.tags}"
+    if any(example.labels.keywords) and not scoring.covers(result.summary, example.labels.keywords):
+        yield f"{example.labels.keywords} not in {result.summary!r}"
 
 
 @cli.command()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from messaging_server.config import Config, load_config, masked
+from messaging_server.config import AiConfig, Config, load_config, masked
 from messaging_server.errors import DomainError, StartupError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,15 +40,26 @@ def config_options(command: F) -> F:
     return command
 
 
-def read_config(config_path: Path | None, data_dir: str | None, **server: Any) -> Config:
+def read_config(
+    config_path: Path | None,
+    data_dir: str | None,
+    *,
+    ai: dict[str, Any] | None = None,
+    **server: Any,
+) -> Config:
     """config.toml of the current folder unless another is named; options win."""
     import os
 
     if config_path is None and DEFAULT_CONFIG.is_file():
         config_path = DEFAULT_CONFIG
     given = {"data_dir": data_dir, **server}
-    overrides = {key: value for key, value in given.items() if value is not None}
-    return load_config(config_path, os.environ, {"server": overrides} if overrides else {})
+    overrides = {
+        "server": {key: value for key, value in given.items() if value is not None},
+        "ai": ai or {},
+    }
+    return load_config(
+        config_path, os.environ, {section: keys for section, keys in overrides.items() if keys}
+    )
 
 
 @click.group(cls=OneLineErrors, invoke_without_command=True)
@@ -173,6 +184,78 @@ def migrate(common: dict[str, Any], /, **options: Any) -> None:
     options = merged(common, options)
     count = migrate_now(read_config(options["config_path"], options["data_dir"]))
     click.echo(f"{count} migrations run." if count else "The schema is up to date.")
+
+
+@main.command()
+@click.argument("path", required=False, metavar="[FILE.jsonl]", type=click.Path(path_type=Path))
+@click.option(
+    "--analyser",
+    "choice",
+    metavar="NAME[:MODEL]",
+    help="local, openai or anthropic; by default what is configured.",
+)
+@click.option(
+    "--from-feedback",
+    is_flag=True,
+    help="Also what people said of analyses; needs the database.",
+)
+@click.option("--against", metavar="NAME[:MODEL]", help="A second one, and what it changes.")
+@click.option(
+    "--html",
+    "html_path",
+    metavar="REPORT.html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a report with charts.",
+)
+@config_options
+@click.pass_obj
+def evaluate(
+    common: dict[str, Any],
+    /,
+    *,
+    path: Path | None,
+    from_feedback: bool,
+    choice: str | None,
+    against: str | None,
+    html_path: Path | None,
+    **options: Any,
+) -> None:
+    """Measure analysers on labelled conversations; needs no server and no database."""
+    from messaging_server.analysis.labelled import read_labelled
+    from messaging_server.commands import evaluate_now, read_feedback
+
+    if path is None and not from_feedback:
+        raise StartupError(
+            "evaluate needs a file of labelled conversations, or --from-feedback (docs/evaluate.md)"
+        )
+    options = merged(common, options)
+    places = options["config_path"], options["data_dir"]
+    config = read_config(*places)
+    choices = [choice or config.ai.provider, *([against] if against else [])]
+    configs = [read_config(*places, ai=analyser_keys(config.ai, each)) for each in choices]
+    conversations = read_labelled(path) if path else []
+    conversations += read_feedback(config) if from_feedback else []
+    evaluate_now(configs, conversations, html_path=html_path)
+
+
+def analyser_keys(configured: AiConfig, choice: str) -> dict[str, Any]:
+    """The keys of `[ai]` for NAME or NAME:MODEL.
+
+    Another provider gets neither the model nor the endpoint nor the key of the configured one, and
+    an evaluation has no budget.
+    """
+    import os
+
+    provider, _, model = choice.partition(":")
+    keys: dict[str, Any] = {
+        "provider": provider,
+        "daily_budget_dollars": 0.0,
+        "monthly_budget_dollars": 0.0,
+    }
+    if configured.provider not in ("local", provider):
+        key = os.environ.get(f"{provider.upper()}_API_KEY", "")
+        keys |= {"model": "", "base_url": "", "api_key": key, "api_key_file": ""}
+    return keys | ({"model": model} if model else {})
 
 
 @main.command("check-config")

@@ -16,6 +16,7 @@ from litestar.datastructures import State
 
 from messaging_server.analysis import routes as analysis_routes
 from messaging_server.analysis.service import Analysis
+from messaging_server.analysis.suggestions import Suggestions
 from messaging_server.config import Config
 from messaging_server.conversations import routes as conversation_routes
 from messaging_server.conversations.message_queries import Debounce
@@ -55,6 +56,7 @@ def create_app(config: Config) -> Litestar:
     user_tokens = UserTokens(database, tokens, bus)
     api_keys = ApiKeyCheck(database)
     analysis = Analysis(config, database, bus)
+    suggestions = Suggestions(config.ai, database)
     realtime = Realtime(config, database, bus, user_tokens)
     maintenance = Maintenance(database)
     limiter = Limiter(enabled=config.limits.enabled)
@@ -72,6 +74,7 @@ def create_app(config: Config) -> Litestar:
             yield
         finally:
             await maintenance.stop()
+            await suggestions.aclose()
             await analysis.stop()
             await realtime.stop()
             await database.stop()
@@ -109,12 +112,13 @@ def create_app(config: Config) -> Litestar:
                     max_wait=timedelta(seconds=config.analysis.max_wait_seconds),
                 ),
                 "analysis": analysis,
+                "suggestions": suggestions,
                 "realtime": realtime,
                 "maintenance": maintenance,
             }
         ),
     )
-    app.asgi_handler = Edge(app.asgi_handler)
+    app.asgi_handler = Edge(app.asgi_handler, access_log=config.log.level in ("TRACE", "DEBUG"))
     return app
 
 

@@ -2,14 +2,27 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+import functools
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from io import TextIOWrapper
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from rich.console import Console
+from rich.progress import Progress
 
+from messaging_server.analysis.analysers import make_analyser
+from messaging_server.analysis.check import check_ai
+from messaging_server.analysis.evaluation import Evaluation, evaluate
+from messaging_server.analysis.labelled import LabelledConversation, Labels
+from messaging_server.analysis.report import print_report
+from messaging_server.analysis.report_html import render_html
+from messaging_server.analysis.service import labelled_examples
 from messaging_server.config import Config
 from messaging_server.database import Database
-from messaging_server.errors import DataDirectoryInUse
+from messaging_server.errors import DataDirectoryInUse, StartupError
 from messaging_server.events import Bus
 from messaging_server.migrations import migrate
 from messaging_server.models import Role, User
@@ -45,6 +58,11 @@ def migrate_now(config: Config) -> int:
         return asyncio.run(migrate(complete.database.url))
 
 
+def check_ai_now(config: Config) -> list[str]:
+    """Lines to print."""
+    return asyncio.run(check_ai(config.ai))
+
+
 def with_database(config: Config, work: Callable[[Database], Awaitable[R]]) -> R:
     """Run `work` on the up-to-date database of this configuration."""
 
@@ -73,3 +91,71 @@ def database_of(config: Config) -> Iterator[Config]:
                 config, database=msgspec.structs.replace(config.database, url=url)
             )
         yield complete
+
+
+def read_feedback(config: Config) -> list[LabelledConversation]:
+    """What people confirmed or corrected in this database; each is the one reader."""
+    examples = with_database(config, labelled_examples)
+    if not examples:
+        raise StartupError("there is no feedback on analyses yet")
+    return [
+        LabelledConversation(
+            id=str(example.analysis_id),
+            messages=example.messages,
+            labels=Labels(
+                priority=(example.priority,) if example.priority else (),
+                tags=() if example.tags is None else (example.tags,),
+            ),
+        )
+        for example in examples
+    ]
+
+
+def evaluate_now(
+    configs: Sequence[Config],
+    conversations: Sequence[LabelledConversation],
+    *,
+    html_path: Path | None,
+) -> None:
+    """Measure the analyser of each configuration, and show what was found."""
+    evaluations = asyncio.run(_evaluate_all(configs, conversations))
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    print_report(Console(highlight=False, markup=False, emoji=False), evaluations)
+    if html_path is not None:
+        _write(html_path, render_html(evaluations))
+    for evaluation in evaluations:
+        if not any(outcome.result for outcome in evaluation.outcomes):
+            raise StartupError(f"{evaluation.name} gave no result")
+
+
+async def _evaluate_all(
+    configs: Sequence[Config], conversations: Sequence[LabelledConversation]
+) -> list[Evaluation]:
+    """One after the other, so that none waits for another's turn; progress on standard error."""
+    evaluations: list[Evaluation] = []
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for config in configs:
+            analyser = make_analyser(config.ai)
+            task = progress.add_task(analyser.name, total=len(conversations))
+            try:
+                evaluations.append(
+                    await evaluate(
+                        analyser,
+                        conversations,
+                        price=config.ai.price,
+                        concurrency=config.analysis.concurrency,
+                        on_progress=functools.partial(progress.advance, task),
+                    )
+                )
+            finally:
+                await analyser.aclose()
+    return evaluations
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StartupError(f"{path}: can't be written ({error.strerror})") from None

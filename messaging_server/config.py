@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 from messaging_server.errors import StartupError
 
@@ -23,6 +23,7 @@ MASK = "********"
 
 PositiveInt = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=86_400)]
+Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,14 +85,40 @@ class TagConfig(Section, frozen=True):
     description: str = ""
 
 
+class PriceConfig(Section, frozen=True):
+    """What a model's tokens cost, in dollars per million; `cached` is `input` if left out."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    input: Dollars
+    output: Dollars
+    cached: Dollars | None = None
+
+
 class AiConfig(Section, frozen=True):
-    provider: Literal["local", "openai"] = "local"
+    provider: Literal["local", "openai", "anthropic"] = "local"
     model: str = ""
     base_url: str = ""
     api_key: str = ""
+    api_key_file: str = ""
+    fallback: Literal["local", "none"] = "local"
     timeout_seconds: PositiveSeconds = 30.0
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    max_output_tokens: Annotated[int, Meta(ge=64, le=20_000)] = 2_000
+    language: Annotated[str, Meta(pattern="^(auto|[a-z]{2,3}(-[A-Za-z]{2,4})?)$")] = "auto"
+    suggested_replies: bool = False
+    daily_budget_dollars: Dollars = 0.0
+    monthly_budget_dollars: Dollars = 0.0
     tags: tuple[TagConfig, ...] = ()
+    prices: tuple[PriceConfig, ...] = ()
+
+    @property
+    def has_budget(self) -> bool:
+        return bool(self.daily_budget_dollars or self.monthly_budget_dollars)
+
+    @property
+    def price(self) -> PriceConfig | None:
+        """That of `model`, if the table has it."""
+        return next((price for price in self.prices if price.model == self.model), None)
 
 
 class ClusterConfig(Section, frozen=True):
@@ -125,7 +152,13 @@ class Config(Section, frozen=True):
 SECRETS = frozenset({"auth.secret", "ai.api_key"})
 """Keys whose values are never shown; passwords inside `database.url` are masked on their own."""
 
-CONVENTIONAL_VARIABLES = {"DATABASE_URL": ("database", "url"), "OPENAI_API_KEY": ("ai", "api_key")}
+CONVENTIONAL_VARIABLES = {
+    "DATABASE_URL": ("database", "url"),
+    "OPENAI_API_KEY": ("ai", "api_key"),
+    "ANTHROPIC_API_KEY": ("ai", "api_key"),
+}
+OTHER_VENDORS = {"openai": "ANTHROPIC_API_KEY", "anthropic": "OPENAI_API_KEY"}
+"""Whose key is not meant for this provider; both may be set on a developer's machine."""
 
 
 def load_config(
@@ -137,15 +170,31 @@ def load_config(
     """
     values = _read_file(path) if path else {}
     origins: dict[str, str] = {}
-    for variable, section, key, value in _environment(environ):
+    provider = _provider(values, environ, overrides)
+    for variable, section, key, value in _environment(environ, provider):
         values.setdefault(section, {})[key] = value
         origins[f"{section}.{key}"] = variable
     for section, keys in overrides.items():
         values.setdefault(section, {}).update(keys)
         origins.update({f"{section}.{key}": "the command line" for key in keys})
     config = _convert(values, source=str(path) if path else "the environment", origins=origins)
+    config = structs.replace(config, ai=_with_key(config.ai))
     _check(config)
     return config
+
+
+def _with_key(ai: AiConfig) -> AiConfig:
+    """With the key out of `ai.api_key_file`, unless one is given elsewhere."""
+    if ai.api_key or not ai.api_key_file:
+        return ai
+    try:
+        key = Path(ai.api_key_file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise StartupError(f"ai.api_key_file: {ai.api_key_file}: {reason}") from None
+    if not key.isascii() or not key.isprintable() or not key:
+        raise StartupError(f"ai.api_key_file: {ai.api_key_file}: holds no key")
+    return structs.replace(ai, api_key=key)
 
 
 def _read_file(path: Path) -> dict[str, dict[str, Any]]:
@@ -161,9 +210,19 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
     return values
 
 
-def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
+def _provider(
+    values: Mapping[str, Any], environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> str:
+    """`ai.provider`, which decides whose key is read; whatever is there, not checked yet."""
+    variable = environ.get(f"{ENVIRONMENT_PREFIX}AI__PROVIDER")
+    in_file = values.get("ai", {}).get("provider")
+    return str(overrides.get("ai", {}).get("provider") or variable or in_file or "openai")
+
+
+def _environment(environ: Mapping[str, str], provider: str) -> Iterator[tuple[str, str, str, Any]]:
+    foreign = OTHER_VENDORS.get(provider, OTHER_VENDORS["openai"])
     for variable, (section, key) in CONVENTIONAL_VARIABLES.items():
-        if environ.get(variable):
+        if environ.get(variable) and variable != foreign:
             yield variable, section, key, environ[variable]
     for variable, text in sorted(environ.items()):
         if variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
@@ -224,13 +283,8 @@ def _check(config: Config) -> None:
         raise StartupError("analysis.max_wait_seconds must not be below analysis.quiet_seconds")
     if config.auth.secret and len(config.auth.secret.encode()) < 32:
         raise StartupError("auth.secret must have at least 32 bytes")
-    if config.ai.provider == "openai" and not config.ai.model:
-        raise StartupError('ai.model must name a model when ai.provider is "openai"')
-    if config.ai.provider == "openai" and not (config.ai.api_key or config.ai.base_url):
-        raise StartupError(
-            "OPENAI_API_KEY (or ai.api_key), or ai.base_url of an endpoint without a key, must be "
-            'set when ai.provider is "openai"'
-        )
+    if config.ai.provider != "local":
+        _check_ai(config.ai)
     for origin in config.server.allowed_origins:
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or origin.count("/") != 2):
@@ -244,6 +298,20 @@ def _check(config: Config) -> None:
             raise StartupError(
                 f"server.behind_proxy: {network!r} is not an address or a network"
             ) from None
+
+
+def _check_ai(ai: AiConfig) -> None:
+    if not ai.model:
+        raise StartupError(f'ai.model must name a model when ai.provider is "{ai.provider}"')
+    if not (ai.api_key or ai.base_url):
+        raise StartupError(
+            f"{ai.provider.upper()}_API_KEY (or ai.api_key, or ai.api_key_file), or ai.base_url of "
+            f'an endpoint without a key, must be set when ai.provider is "{ai.provider}"'
+        )
+    if ai.has_budget and not ai.price:
+        raise StartupError(
+            f"ai.prices must have an entry for {ai.model} where there is a budget in dollars"
+        )
 
 
 def masked(config: Config) -> dict[str, dict[str, Any]]:

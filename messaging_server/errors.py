@@ -91,6 +91,13 @@ class Conflict(DomainError):
     status = 409
 
 
+class NotAvailable(DomainError):
+    """This server is not set up for it; asking again changes nothing."""
+
+    code = "not_available"
+    status = 409
+
+
 class TooLarge(DomainError):
     """The body is over the limit."""
 

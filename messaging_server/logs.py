@@ -7,6 +7,7 @@ tokens; tracebacks without the values of variables.
 import logging
 import sys
 import traceback
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +17,9 @@ from messaging_server.config import LogConfig
 
 if TYPE_CHECKING:
     from loguru import Message, Record
+
+logged_request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that this task answers; every line that is logged meanwhile carries it."""
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
@@ -35,6 +39,7 @@ class InterceptHandler(logging.Handler):
 def configure_logging(config: LogConfig) -> None:
     """Replace all handlers, of loguru and of the standard library."""
     logger.remove()
+    logger.configure(patcher=_add_request_id)
     pretty = config.format == "pretty" or (config.format == "auto" and sys.stderr.isatty())
     if pretty:
         logger.add(sys.stderr, level=config.level, format=_pretty, diagnose=False, backtrace=False)
@@ -42,7 +47,16 @@ def configure_logging(config: LogConfig) -> None:
         logger.add(
             _write_json, level=config.level, format="{message}", diagnose=False, backtrace=False
         )
+    logging.getLogger("asyncpg.pool").setLevel(
+        logging.ERROR
+    )  # a traceback for each lost connection
     logging.basicConfig(handlers=[InterceptHandler()], level=logging.WARNING, force=True)
+
+
+def _add_request_id(record: "Record") -> None:
+    request_id = logged_request_id.get()
+    if request_id:
+        record["extra"]["request_id"] = request_id
 
 
 def _pretty(record: "Record") -> str:

@@ -54,6 +54,24 @@ ANALYSIS_SECONDS = Histogram(
     buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60),
     registry=REGISTRY,
 )
+ANALYSIS_TOKENS = Counter(
+    "messaging_analysis_tokens_total",
+    "Tokens that models used.",
+    ("provider", "direction"),
+    registry=REGISTRY,
+)
+ANALYSIS_COST = Counter(
+    "messaging_analysis_cost_micro_dollars_total",
+    "What models cost, in millionths of a dollar.",
+    ("provider",),
+    registry=REGISTRY,
+)
+BREAKER_OPEN = Gauge(
+    "messaging_analysis_breaker_open",
+    "1 while a provider is not asked because its calls failed several times in a row.",
+    ("provider",),
+    registry=REGISTRY,
+)
 ANALYSIS_QUEUE = Gauge(
     "messaging_analysis_queue",
     "Conversations by the state of their analysis: waiting, due, running, failed.",

@@ -161,6 +161,13 @@ class AiView(Model, frozen=True):
     provider: str
 
 
+class Urgency(Model, frozen=True):
+    """How much an OPEN conversation whose lead waits needs a reply; grows with every hour."""
+
+    score: float
+    reason: str
+
+
 class Conversation(Model, frozen=True):
     """A conversation as one user sees it: `unread_count` is that user's own."""
 
@@ -178,6 +185,7 @@ class Conversation(Model, frozen=True):
     last_seq: int
     unread_count: int
     waiting_since: Timestamp | None
+    urgency: Urgency | None
     snoozed_until: Timestamp | None
     created_at: Timestamp
     updated_at: Timestamp
@@ -224,15 +232,35 @@ class AnalysisResult(Struct, frozen=True, kw_only=True):
     priority_reason: str | None
     tags: tuple[str, ...]
     language: str | None
+    suggested_reply: str | None = None
 
 
 class AnalysisStatus(StrEnum):
+    """`INTERRUPTED`: the run was cut off, or somebody else had taken over; nothing was saved."""
+
+    RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
+    INTERRUPTED = "INTERRUPTED"
+
+
+class Verdict(StrEnum):
+    CORRECT = "correct"
+    WRONG = "wrong"
+
+
+class Feedback(Model, frozen=True):
+    """What a person thinks of an analysis; priority and tags are what would have been right."""
+
+    verdict: Verdict
+    priority: Priority | None
+    tags: Sequence[str] | None
+    user_id: UUID | None
+    created_at: Timestamp
 
 
 class Analysis(Model, frozen=True):
-    """One run of an analyser over a conversation; part of its history."""
+    """One run of an analyser over a conversation; part of its history and of the ledger."""
 
     id: UUID
     conversation_id: UUID
@@ -240,6 +268,7 @@ class Analysis(Model, frozen=True):
     trigger: str
     provider: str
     model: str
+    prompt_version: str | None
     through_seq: int
     attempt: int
     summary: str | None
@@ -247,8 +276,15 @@ class Analysis(Model, frozen=True):
     priority_reason: str | None
     tags: Sequence[str]
     language: str | None
+    suggested_reply: str | None
     error: str | None
-    latency_milliseconds: int
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+    cost_micro_dollars: int
+    latency_milliseconds: int | None
+    feedback: Feedback | None
     created_at: Timestamp
 
 

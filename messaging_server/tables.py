@@ -11,6 +11,7 @@ from piccolo.columns import (
     BigInt,
     Boolean,
     Bytea,
+    Date,
     DoublePrecision,
     ForeignKey,
     Integer,
@@ -113,11 +114,13 @@ class ConversationReads(Table, tablename="conversation_reads"):
 
 class Analyses(Table, tablename="analyses"):
     id = UUID(primary_key=True, default=uuid7)
-    conversation_id = ForeignKey(Conversations, null=False)
+    conversation_id = ForeignKey(Conversations)
     status = Text()
     trigger = Text()
     provider = Text()
     model = Text()
+    prompt_version = Text(null=True, default=None)
+    fingerprint = Bytea(null=True, default=None)
     through_seq = Integer()
     attempt = Integer()
     summary = Text(null=True, default=None)
@@ -125,9 +128,26 @@ class Analyses(Table, tablename="analyses"):
     priority_reason = Text(null=True, default=None)
     tags = Array(base_column=Text(), default=list)
     language = Text(null=True, default=None)
+    suggested_reply = Text(null=True, default=None)
     error = Text(null=True, default=None)
-    latency_milliseconds = Integer()
+    calls = Integer(default=1)
+    tokens_in = Integer(default=0)
+    tokens_out = Integer(default=0)
+    tokens_cached = Integer(default=0)
+    cost_micro_dollars = BigInt(default=0)
+    latency_milliseconds = Integer(null=True, default=None)
+    feedback_verdict = Text(null=True, default=None)
+    feedback_priority = Text(null=True, default=None)
+    feedback_tags = Array(base_column=Text(), null=True, default=None)
+    feedback_by = ForeignKey(Users)
+    feedback_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
+
+
+class AnalysisSpending(Table, tablename="analysis_spending"):
+    day = Date(primary_key=True)
+    micro_dollars = BigInt(default=0)
+    refused = Boolean(default=False)
 
 
 class ApiKeys(Table, tablename="api_keys"):
@@ -156,6 +176,7 @@ TABLES: tuple[type[Table], ...] = (
     Messages,
     ConversationReads,
     Analyses,
+    AnalysisSpending,
     ApiKeys,
     ConversationCounts,
 )

@@ -25,6 +25,7 @@ from messaging_server.postgres import EmbeddedPostgres
 from tests.client import PASSWORD, Api, LiveServer
 from tests.conftest import fresh_database, live_server
 
+PROJECT = Path(__file__).parent.parent
 BAD_PORT = "postgresql://somebody@127.0.0.1:1/nothing"
 
 
@@ -38,13 +39,14 @@ def folder() -> Iterator[Path]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Ours without the settings of whoever runs the tests."""
+    """Ours without the settings of whoever runs the tests; from any folder it is this program."""
     kept = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("MESSAGING_", "DATABASE_", "OPENAI_"))
     }
-    return {**kept, "MESSAGING_AUTH__BCRYPT_ROUNDS": "4", **variables}
+    ours = {"MESSAGING_AUTH__BCRYPT_ROUNDS": "4", "PYTHONPATH": str(PROJECT)}
+    return {**kept, **ours, **variables}
 
 
 def run(*arguments: str, folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -64,9 +66,10 @@ def run_here(
     monkeypatch: pytest.MonkeyPatch, *arguments: str, folder: Path, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     """Like `run`, but in this process: many quick refusals need no new one each."""
-    monkeypatch.chdir(folder)
     cleared = {key: None for key in os.environ if key not in environment()}
-    result = CliRunner(env={**cleared, **variables}).invoke(main, arguments)
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        result = CliRunner(env={**cleared, **variables}).invoke(main, arguments)
     assert isinstance(result.exception, SystemExit | None), result.exception
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 

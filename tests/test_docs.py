@@ -169,7 +169,13 @@ def test_routes_say_their_status_parameters_and_fields(
         ("Lead", [models.Lead]),
         (
             "Conversation",
-            [models.Conversation, models.AiView, models.LastMessage, models.AssignedAgent],
+            [
+                models.Conversation,
+                models.AiView,
+                models.LastMessage,
+                models.AssignedAgent,
+                models.Urgency,
+            ],
         ),
         ("Message", [models.Message, models.Sender]),
         ("Analysis", [models.Analysis]),

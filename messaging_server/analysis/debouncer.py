@@ -12,10 +12,10 @@ from loguru import logger
 
 from messaging_server import metrics
 from messaging_server.analysis import queries
-from messaging_server.analysis.analysers import Analyser
+from messaging_server.analysis.analysers import Analysers
 from messaging_server.analysis.pool import Pool
 from messaging_server.analysis.queries import Claim
-from messaging_server.analysis.runs import lease_seconds, run_analysis
+from messaging_server.analysis.runs import Runs, lease_seconds
 from messaging_server.config import AnalysisConfig
 from messaging_server.database import Database
 from messaging_server.errors import Unavailable
@@ -34,10 +34,10 @@ class Debouncer:
     While there is a backlog, every place that frees is a wake-up too.
     """
 
-    def __init__(self, database: Database, analyser: Analyser, settings: AnalysisConfig) -> None:
+    def __init__(self, database: Database, analysers: Analysers, settings: AnalysisConfig) -> None:
         self._database = database
-        self._analyser = analyser
-        self._settings = settings
+        self._runs = Runs(database, analysers, settings)
+        self._lease_seconds = lease_seconds(analysers)
         self._pool = Pool(size=settings.concurrency, work=self._run, on_free=self._place_freed)
         self._scheduler = AsyncIOScheduler(timezone=UTC, job_defaults=JOB_DEFAULTS)
         self._woken = asyncio.Event()
@@ -96,7 +96,7 @@ class Debouncer:
         if not free:
             return
         claims = await queries.claim_due(
-            self._database, limit=free, lease_seconds=lease_seconds(self._analyser)
+            self._database, limit=free, lease_seconds=self._lease_seconds
         )
         self._backlog = len(claims) == free
         for claim in claims:
@@ -104,9 +104,7 @@ class Debouncer:
 
     async def _run(self, claim: Claim) -> None:
         try:
-            await run_analysis(
-                self._database, claim, analyser=self._analyser, settings=self._settings
-            )
+            await self._runs.run(claim)
         except Unavailable:
             self._unsaved.append(claim)
 

@@ -5,44 +5,20 @@ nothing: the schedule does. This module is imported only where it is configured.
 """
 
 import asyncio
-import re
-import time
 from collections.abc import Sequence
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import openai
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from messaging_server.analysis import prompt
+from messaging_server.analysis import exchange, prompt
 from messaging_server.analysis.analysers import AnalyserFailed, BadOutput
+from messaging_server.analysis.exchange import Dialect
 from messaging_server.analysis.prompt import ChatMessage
+from messaging_server.analysis.spending import Meter, Tokens
 from messaging_server.config import AiConfig
 from messaging_server.models import AnalysisResult, TranscriptMessage
-
-CALLS = 2
-"""The question and its repair; each may take `ai.timeout_seconds`."""
-
-NO_KEY = "none"
-"""The SDK insists on a key; endpoints that need none ignore it."""
-
-
-class Dialect(Struct, frozen=True):
-    """What an endpoint accepts of what is asked of it."""
-
-    format: Literal["json_schema", "json_object", "text"] = "json_schema"
-    temperature: bool = True
-
-    def weaker(self, refusal: openai.APIStatusError) -> "Dialect | None":
-        """What to ask after this refusal; None when nothing is left to leave out."""
-        if self.temperature and "temperature" in str(refusal).lower():
-            return structs.replace(self, temperature=False)
-        if self.format == "json_schema":
-            return structs.replace(self, format="json_object")
-        if self.format == "json_object":
-            return structs.replace(self, format="text")
-        return None
 
 
 class _ReplyMessage(Struct, frozen=True):
@@ -55,86 +31,121 @@ class _Choice(Struct, frozen=True):
     finish_reason: str | None = None
 
 
+class _PromptDetails(Struct, frozen=True):
+    cached_tokens: int | None = None
+
+
+class _Usage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+
 class _Completion(Struct, frozen=True):
     """What matters of a chat completion; the SDK's own type checks nothing."""
 
     choices: list[_Choice]
 
 
+class _Bill(Struct, frozen=True):
+    """Of the same body, read apart: who answers nonsense may still bill for it."""
+
+    usage: _Usage
+
+
 _completions = msgspec.json.Decoder(_Completion)
+_bills = msgspec.json.Decoder(_Bill)
 
 
 class OpenAIAnalyser:
     name = "openai"
+    prompt_version = prompt.VERSION
 
     def __init__(self, config: AiConfig) -> None:
         self.model = config.model
-        self.timeout_seconds = CALLS * config.timeout_seconds
-        self._call_seconds = config.timeout_seconds
-        self._temperature = config.temperature
-        self._tags = config.tags
+        self.timeout_seconds = exchange.CALLS * config.timeout_seconds
+        self.settings = exchange.settings_of(config)
+        self._config = config
         self._dialect = Dialect()
         self._client = openai.AsyncOpenAI(
-            api_key=config.api_key or NO_KEY,
+            api_key=config.api_key or exchange.NO_KEY,
             base_url=config.base_url or None,
             timeout=config.timeout_seconds,
             max_retries=0,
         )
 
-    async def analyse(self, transcript: Sequence[TranscriptMessage]) -> AnalysisResult:
-        question = prompt.ask(transcript, tags=self._tags)
-        answer = await self._complete(question)
-        try:
-            return prompt.read_answer(answer, tags=self._tags)
-        except BadOutput as error:
-            question += prompt.ask_again(answer, error)
-        return prompt.read_answer(await self._complete(question), tags=self._tags)
+    def most_tokens(self, transcript: Sequence[TranscriptMessage]) -> Tokens:
+        return exchange.most_tokens(transcript, self._config)
+
+    async def analyse(
+        self, transcript: Sequence[TranscriptMessage], meter: Meter | None = None
+    ) -> AnalysisResult:
+        counter = meter or Meter()
+
+        async def complete(question: Sequence[ChatMessage]) -> str:
+            return await self._complete(question, counter)
+
+        return await exchange.converse(complete, transcript, self._config)
 
     async def aclose(self) -> None:
         await self._client.close()
 
-    async def _complete(self, question: Sequence[ChatMessage]) -> str:
+    async def _complete(self, question: Sequence[ChatMessage], meter: Meter) -> str:
         """The model's text. The SDK's timeout is one of silence; this one is of the whole call."""
         try:
-            async with asyncio.timeout(self._call_seconds):
-                return _text_of(await self._send(question))
+            async with asyncio.timeout(self._config.timeout_seconds):
+                return _text_of(await self._send(question, meter))
         except (TimeoutError, openai.APITimeoutError):
-            raise AnalyserFailed(f"no answer within {self._call_seconds:g} s") from None
+            raise exchange.late(self._config.timeout_seconds) from None
         except openai.OpenAIError as error:
-            raise _failure(error) from None
+            raise failure_of(error) from None
 
-    async def _send(self, question: Sequence[ChatMessage]) -> bytes:
+    async def _send(self, question: Sequence[ChatMessage], meter: Meter) -> bytes:
         """The body of the answer; what the endpoint accepted is remembered for the next call."""
         dialect = self._dialect
         while True:
             try:
-                reply = await self._client.chat.completions.with_raw_response.create(
-                    **self._request(question, dialect)
-                )
+                body = await self._call(self._request(question, dialect), meter)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
-                weaker = dialect.weaker(refusal)
+                weaker = dialect.weaker(str(refusal))
                 if weaker is None:
                     raise
                 dialect = weaker
             else:
                 self._dialect = dialect
-                body: bytes = reply.content
                 return body
+
+    async def _call(self, request: dict[str, Any], meter: Meter) -> bytes:
+        meter.begin()
+        try:
+            reply = await self._client.chat.completions.with_raw_response.create(**request)
+        except openai.APIStatusError:
+            meter.refused()
+            raise
+        except openai.APIConnectionError as error:
+            if not exchange.was_sent(error):
+                meter.refused()
+            raise
+        body: bytes = reply.content
+        if (tokens := _tokens_of(body)) is not None:
+            meter.used(tokens)
+        return body
 
     def _request(self, question: Sequence[ChatMessage], dialect: Dialect) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self.model,
             "messages": msgspec.to_builtins(question),
+            dialect.limit: self._config.max_output_tokens,
         }
         if dialect.temperature:
-            request["temperature"] = self._temperature
+            request["temperature"] = self._config.temperature
         if dialect.format == "json_schema":
             request["response_format"] = {
                 "type": "json_schema",
                 "json_schema": {
                     "name": "analysis",
                     "strict": True,
-                    "schema": prompt.answer_schema(self._tags),
+                    "schema": exchange.schema_of(self._config),
                 },
             }
         elif dialect.format == "json_object":
@@ -149,30 +160,29 @@ def _text_of(body: bytes) -> str:
         raise AnalyserFailed("the endpoint's answer is not a chat completion") from None
     if choice.message.refusal or choice.finish_reason == "content_filter":
         raise AnalyserFailed("the model refused")
+    if choice.finish_reason == "length" and not choice.message.content:
+        raise BadOutput("nothing within ai.max_output_tokens")
     return choice.message.content or ""
 
 
-def _failure(error: openai.OpenAIError) -> AnalyserFailed:
-    """The SDK's error in words of our own: its message quotes keys and bodies."""
+def _tokens_of(body: bytes) -> Tokens | None:
+    try:
+        usage = _bills.decode(body).usage
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    details = usage.prompt_tokens_details
+    return Tokens(
+        input=usage.prompt_tokens,
+        output=usage.completion_tokens,
+        cached=(details.cached_tokens or 0) if details else 0,
+    )
+
+
+def failure_of(error: openai.OpenAIError) -> AnalyserFailed:
     if isinstance(error, openai.APIStatusError):
-        code = getattr(error, "code", None)
-        named = f" ({code})" if isinstance(code, str) and re.fullmatch("[a-z_]{1,64}", code) else ""
-        return AnalyserFailed(
-            f"the endpoint answered {error.status_code}{named}",
-            retry_after_seconds=retry_after_seconds(error.response.headers.get("retry-after")),
+        return exchange.status_failure(
+            error.status_code, code=error.code, headers=error.response.headers
         )
     if isinstance(error, openai.APIConnectionError):
-        return AnalyserFailed("the endpoint can't be reached or cut the connection")
+        return exchange.unreachable()
     return AnalyserFailed(f"the endpoint's answer can't be used ({type(error).__name__})")
-
-
-def retry_after_seconds(header: str | None) -> float | None:
-    """`Retry-After` as seconds or as a date (RFC 9110, 10.2.3); None for anything else."""
-    if header is None:
-        return None
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", header):
-        return float(header)
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None

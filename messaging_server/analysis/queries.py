@@ -1,4 +1,4 @@
-"""All SQL of the analysis: the schedule, which lives in columns of `conversations`, and the ledger.
+"""The SQL of the schedule, which lives in columns of `conversations`.
 
 `analysis_due_at` says when; a lease (`lease_until`, `lease_token`) says that somebody is at it.
 A claim leaves `analysis_due_at` set, so that work whose owner died is found again, and whatever
@@ -12,13 +12,12 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
-from uuid_utils.compat import uuid7
 
 from messaging_server.config import AnalysisConfig
 from messaging_server.database import Database
+from messaging_server.events import AnalysisCompleted
 from messaging_server.models import (
     TRANSCRIPT_MESSAGES,
-    Analysis,
     AnalysisResult,
     AnalysisStatus,
     Caller,
@@ -51,21 +50,28 @@ FIRST_UNANALYSED_AT = """
 """Null in the subselect: the message was committed after this statement's snapshot, while the
 update waited for its row; then the row, which is read afresh, knows the time."""
 
-REMAINING_SCHEDULE = f"""
-    analysis_first_at = case when c.last_public_seq > $3 then {FIRST_UNANALYSED_AT} end,
-    analysis_due_at = case when c.last_public_seq > $3 then least(
-        c.last_message_at + make_interval(secs => $4),
-        {FIRST_UNANALYSED_AT} + make_interval(secs => $5)
-    ) end,
-    analysis_trigger = case when c.last_public_seq > $3 then 'message' end,
-    analysis_attempts = 0,
-    analysis_error = null,
-    analysis_failed_at = null,
-    lease_until = null,
-    lease_token = null
-"""
-"""What is left to do after a run through message $3: nothing, or the messages that came meanwhile.
-$4: quiet seconds; $5: most seconds to wait."""
+INTERRUPTED = "the run was cut off or lost its lease"
+
+
+def remaining_schedule(*, quiet: str, max_wait: str) -> str:
+    """What is left to do after a run through message $3: nothing, or what came meanwhile.
+
+    The arguments are the parameters with `analysis.quiet_seconds` and `max_wait_seconds`.
+    """
+    return f"""
+        analysis_first_at = case when c.last_public_seq > $3 then {FIRST_UNANALYSED_AT} end,
+        analysis_due_at = case when c.last_public_seq > $3 then least(
+            c.last_message_at + make_interval(secs => {quiet}),
+            {FIRST_UNANALYSED_AT} + make_interval(secs => {max_wait})
+        ) end,
+        analysis_trigger = case when c.last_public_seq > $3 then 'message' end,
+        analysis_attempts = 0,
+        analysis_error = null,
+        analysis_failed_at = null,
+        lease_until = null,
+        lease_token = null
+    """
+
 
 GIVES_UP = "c.analysis_attempts + 1 >= $6 and c.last_public_seq <= $3"
 
@@ -80,18 +86,23 @@ class Claim(Struct, frozen=True, kw_only=True):
 
 
 class Transcript(Struct, frozen=True, kw_only=True):
-    """The newest public messages, oldest first; `through_seq` is the newest one's, 0 for none."""
+    """The newest public messages, oldest first; `through_seq` is the newest one's, 0 for none.
+
+    `analyzed_seq` and `fingerprint` are those of the analysis that the conversation has.
+    """
 
     messages: Sequence[TranscriptMessage]
     through_seq: int
+    analyzed_seq: int = 0
+    fingerprint: bytes | None = None
 
 
 class Run(Struct, frozen=True, kw_only=True):
-    """A run that came to an end, as the ledger describes it."""
+    """A run that came to an end; `entry_id` is its line in the ledger."""
 
     claim: Claim
+    entry_id: UUID
     provider: str
-    model: str
     through_seq: int
     latency_milliseconds: int
 
@@ -101,11 +112,6 @@ class Saved(Struct, frozen=True, kw_only=True):
 
     version: int
     updated_at: Timestamp
-
-
-class AnalysisCursor(Struct, frozen=True):
-    created_at: datetime
-    id: UUID
 
 
 class QueueState(StrEnum):
@@ -180,10 +186,17 @@ async def claim_due(database: Database, *, limit: int, lease_seconds: float) -> 
 async def release_leases(database: Database, claims: Sequence[Claim]) -> None:
     """Give back what was claimed and not saved; it is due as before."""
     await database.execute(
-        """
-        update conversations
-        set lease_until = null, lease_token = null
-        where id = any($1::uuid[]) and lease_token = any($2::uuid[])
+        f"""
+        with released as (
+            update conversations
+            set lease_until = null, lease_token = null
+            where id = any($1::uuid[]) and lease_token = any($2::uuid[])
+            returning id
+        )
+        update analyses a
+        set status = '{AnalysisStatus.INTERRUPTED}', error = '{INTERRUPTED}'
+        from released
+        where a.conversation_id = released.id and a.status = '{AnalysisStatus.RUNNING}'
         """,
         [claim.conversation_id for claim in claims],
         [claim.token for claim in claims],
@@ -202,13 +215,30 @@ async def fetch_transcript(database: Database, conversation_id: UUID) -> Transcr
         conversation_id,
         TRANSCRIPT_MESSAGES,
     )
+    analysed = await database.fetch_row(
+        """
+        select c.analyzed_seq, a.fingerprint
+        from conversations c
+        left join lateral (
+            select fingerprint
+            from analyses
+            where conversation_id = c.id and status = 'SUCCEEDED' and trigger <> 'suggestion'
+            order by created_at desc, id desc
+            limit 1
+        ) a on true
+        where c.id = $1
+        """,
+        conversation_id,
+    )
     return Transcript(
-        messages=[_to_transcript_message(row) for row in reversed(rows)],
+        messages=[to_transcript_message(row) for row in reversed(rows)],
         through_seq=rows[0]["seq"] if rows else 0,
+        analyzed_seq=analysed["analyzed_seq"] if analysed else 0,
+        fingerprint=analysed["fingerprint"] if analysed else None,
     )
 
 
-def _to_transcript_message(row: Mapping[str, Any]) -> TranscriptMessage:
+def to_transcript_message(row: Mapping[str, Any]) -> TranscriptMessage:
     """What is not text stands as a placeholder, `[image]`, before its caption if it has one."""
     parts = [row["content_text"]] if row["content_text"] else []
     if row["content_type"] != ContentType.TEXT:
@@ -217,59 +247,123 @@ def _to_transcript_message(row: Mapping[str, Any]) -> TranscriptMessage:
 
 
 async def update_analysed(
-    database: Database, run: Run, result: AnalysisResult, *, settings: AnalysisConfig
+    database: Database,
+    run: Run,
+    result: AnalysisResult,
+    *,
+    settings: AnalysisConfig,
+    stands_in: bool = False,
 ) -> Saved | None:
-    """Save the result and its ledger entry; None, and nothing saved, if the lease was lost.
+    """Save the result and end its ledger entry; None, and nothing saved, if the lease was lost.
 
     What a person decided stays; messages that came during the run keep the conversation due.
+    One who only stands in leaves the lease and the schedule to the analyser that failed.
     """
+    schedule = remaining_schedule(quiet="$13", max_wait="$14")
     row = await database.fetch_row(
         f"""
         with saved as (
             update conversations c
-            set ai_summary = $6,
-                ai_priority = $7,
-                ai_tags = $8,
-                ai_provider = $9,
+            set ai_summary = $4,
+                ai_priority = $5,
+                ai_tags = $6,
+                ai_provider = $7,
                 ai_updated_at = now(),
-                priority = case when c.priority_source = 'AI' then $7 else c.priority end,
-                tags = case when c.tags_source = 'AI' then $8 else c.tags end,
+                priority = case when c.priority_source = 'AI' then $5 else c.priority end,
+                tags = case when c.tags_source = 'AI' then $6 else c.tags end,
                 analyzed_seq = $3,
+                {"" if stands_in else f"{schedule},"}
                 updated_at = now(),
-                version = c.version + 1,
-                {REMAINING_SCHEDULE}
+                version = c.version + 1
             where c.id = $1 and c.lease_token = $2
             returning c.id, c.version, c.updated_at
         ),
         entry as (
-            insert into analyses (
-                id, conversation_id, status, trigger, provider, model, through_seq, attempt,
-                summary, priority, priority_reason, tags, language, latency_milliseconds
-            )
-            select $10, id, '{AnalysisStatus.SUCCEEDED}', $11, $9, $12, $3, $13,
-                $6, $7, $14, $8, $15, $16
+            update analyses a
+            set status = '{AnalysisStatus.SUCCEEDED}',
+                summary = $4,
+                priority = $5,
+                tags = $6,
+                priority_reason = $9,
+                language = $10,
+                suggested_reply = $11,
+                latency_milliseconds = $12,
+                error = null
             from saved
+            where a.id = $8
         )
         select version, updated_at from saved
         """,
         run.claim.conversation_id,
         run.claim.token,
         run.through_seq,
-        settings.quiet_seconds,
-        settings.max_wait_seconds,
         result.summary,
         result.priority,
         list(result.tags),
         run.provider,
-        uuid7(),
-        run.claim.trigger,
-        run.model,
-        run.claim.attempt,
+        run.entry_id,
         result.priority_reason,
         result.language,
+        result.suggested_reply,
         run.latency_milliseconds,
+        *(() if stands_in else (settings.quiet_seconds, settings.max_wait_seconds)),
     )
     return Saved(version=row["version"], updated_at=timestamp(row["updated_at"])) if row else None
+
+
+async def update_unchanged(
+    database: Database, claim: Claim, through_seq: int, *, settings: AnalysisConfig
+) -> AnalysisCompleted | None:
+    """Say of the analysis that there is that it holds for message `through_seq` too.
+
+    What it said; None if the lease was lost.
+    """
+    row = await database.fetch_row(
+        f"""
+        update conversations c
+        set analyzed_seq = $3,
+            updated_at = now(),
+            version = c.version + 1,
+            {remaining_schedule(quiet="$4", max_wait="$5")}
+        where c.id = $1 and c.lease_token = $2
+        returning c.ai_summary, c.ai_priority, c.ai_tags, c.ai_updated_at, c.version
+        """,
+        claim.conversation_id,
+        claim.token,
+        through_seq,
+        settings.quiet_seconds,
+        settings.max_wait_seconds,
+    )
+    if row is None:
+        return None
+    return AnalysisCompleted(
+        conversation_id=claim.conversation_id,
+        summary=row["ai_summary"],
+        priority=Priority(row["ai_priority"]),
+        tags=tuple(row["ai_tags"]),
+        updated_at=timestamp(row["ai_updated_at"]),
+        version=row["version"],
+    )
+
+
+async def update_postponed(
+    database: Database, claim: Claim, error: str, *, wait_seconds: float
+) -> None:
+    """Give a conversation back that could not be analysed now; it does not count as an attempt."""
+    await database.execute(
+        """
+        update conversations
+        set analysis_due_at = now() + make_interval(secs => $4),
+            analysis_error = $3,
+            lease_until = null,
+            lease_token = null
+        where id = $1 and lease_token = $2
+        """,
+        claim.conversation_id,
+        claim.token,
+        error,
+        wait_seconds,
+    )
 
 
 async def update_failed(
@@ -295,12 +389,10 @@ async def update_failed(
             returning c.id
         ),
         entry as (
-            insert into analyses (
-                id, conversation_id, status, trigger, provider, model, through_seq, attempt,
-                error, latency_milliseconds
-            )
-            select $7, id, '{AnalysisStatus.FAILED}', $8, $9, $10, $3, $11, $4, $12
+            update analyses a
+            set status = '{AnalysisStatus.FAILED}', error = $4, latency_milliseconds = $8
             from failed
+            where a.id = $7
         )
         select id from failed
         """,
@@ -310,11 +402,7 @@ async def update_failed(
         error,
         retry_seconds,
         max_attempts,
-        uuid7(),
-        run.claim.trigger,
-        run.provider,
-        run.model,
-        run.claim.attempt,
+        run.entry_id,
         run.latency_milliseconds,
     )
     return found is not None
@@ -325,7 +413,7 @@ async def clear_schedule(database: Database, claim: Claim, *, settings: Analysis
     await database.execute(
         f"""
         update conversations c
-        set {REMAINING_SCHEDULE}
+        set {remaining_schedule(quiet="$4", max_wait="$5")}
         where c.id = $1 and c.lease_token = $2
         """,
         claim.conversation_id,
@@ -361,68 +449,6 @@ async def update_requested(
         caller.id,
     )
     return timestamp(due_at) if due_at else None
-
-
-async def list_analyses(
-    database: Database,
-    caller: Caller,
-    conversation_id: UUID,
-    *,
-    limit: int,
-    cursor: AnalysisCursor | None,
-) -> tuple[list[Analysis], AnalysisCursor | None] | None:
-    """The runs over a conversation, newest first; None when the caller can't see it."""
-    rows = await database.fetch(
-        f"""
-        select a.id, c.id as conversation_id, a.status, a.trigger, a.provider, a.model,
-            a.through_seq, a.attempt, a.summary, a.priority, a.priority_reason, a.tags, a.language,
-            a.error, a.latency_milliseconds, a.created_at
-        from conversations c
-        left join lateral (
-            select *
-            from analyses
-            where conversation_id = c.id
-              and ($5::timestamptz is null or (created_at, id) < ($5, $6::uuid))
-            order by created_at desc, id desc
-            limit $4
-        ) a on true
-        where c.id = $1 and {VISIBLE}
-        order by a.created_at desc, a.id desc
-        """,
-        conversation_id,
-        caller.is_admin,
-        caller.id,
-        limit + 1,
-        cursor.created_at if cursor else None,
-        cursor.id if cursor else None,
-    )
-    if not rows:
-        return None
-    found = [row for row in rows if row["id"] is not None]
-    last = found[limit - 1] if len(found) > limit else None
-    following = AnalysisCursor(last["created_at"], last["id"]) if last else None
-    return [_to_analysis(row) for row in found[:limit]], following
-
-
-def _to_analysis(row: Mapping[str, Any]) -> Analysis:
-    return Analysis(
-        id=row["id"],
-        conversation_id=row["conversation_id"],
-        status=AnalysisStatus(row["status"]),
-        trigger=row["trigger"],
-        provider=row["provider"],
-        model=row["model"],
-        through_seq=row["through_seq"],
-        attempt=row["attempt"],
-        summary=row["summary"],
-        priority=Priority(row["priority"]) if row["priority"] else None,
-        priority_reason=row["priority_reason"],
-        tags=row["tags"],
-        language=row["language"],
-        error=row["error"],
-        latency_milliseconds=row["latency_milliseconds"],
-        created_at=timestamp(row["created_at"]),
-    )
 
 
 async def count_queue(database: Database) -> QueueCounts:

@@ -1,17 +1,36 @@
 """Analyses: what people may ask for, and the part of the server that makes them."""
 
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated
 from uuid import UUID
 
-from messaging_server.analysis import queries
-from messaging_server.analysis.analysers import make_analyser
+from msgspec import Meta, field
+
+from messaging_server.analysis import ledger_queries, queries
+from messaging_server.analysis.analysers import TAG_CHARACTERS, make_analysers
 from messaging_server.analysis.debouncer import Debouncer
-from messaging_server.analysis.queries import AnalysisCursor, AnalysisQueue
-from messaging_server.config import Config
+from messaging_server.analysis.ledger_queries import (
+    AnalysisCursor,
+    Correction,
+    LabelledExample,
+    Usage,
+    UsageItem,
+)
+from messaging_server.analysis.queries import AnalysisQueue
+from messaging_server.analysis.spending import MICRO_DOLLARS
+from messaging_server.config import AiConfig, Config
 from messaging_server.database import Database
-from messaging_server.errors import NotFound
+from messaging_server.errors import Conflict, NotFound, ValidationFailed
 from messaging_server.events import Bus, Event
+from messaging_server.models import MAX_TAGS, Caller, Model, Priority, Timestamp, Verdict
 from messaging_server.models import Analysis as AnalysisEntry
-from messaging_server.models import Caller, Model, Timestamp
+from messaging_server.models import Request as RequestBody
+
+USAGE_DAYS = 30
+USAGE_DAYS_MAX = 366
+
+TagName = Annotated[str, Meta(min_length=1, max_length=TAG_CHARACTERS)]
 
 
 class AnalysisRequested(Event, frozen=True, kw_only=True):
@@ -27,14 +46,45 @@ class AnalysisAccepted(Model, frozen=True, kw_only=True):
     due_at: Timestamp
 
 
+class NewFeedback(RequestBody, frozen=True):
+    """`priority` and `tags` are what would have been right, where the verdict is `wrong`."""
+
+    verdict: Verdict
+    priority: Priority | None = None
+    tags: Annotated[tuple[TagName, ...], Meta(max_length=MAX_TAGS)] | None = None
+
+
+class BudgetState(Model, frozen=True, kw_only=True):
+    """Of UTC's day and month, with what runs under way may cost; 0: no budget.
+
+    `spent`: the latest run that wanted to begin did not fit.
+    """
+
+    daily_dollars: float
+    monthly_dollars: float
+    spent_today_dollars: float
+    spent_this_month_dollars: float
+    spent: bool
+
+
+class AnalysisUsage(Model, frozen=True, kw_only=True):
+    """Both days are included; `items` have the newest day first."""
+
+    from_day: date = field(name="from")
+    to_day: date = field(name="to")
+    total: Usage
+    budget: BudgetState
+    items: Sequence[UsageItem]
+
+
 class Analysis:
     """Analyses what is due from `start` to `stop`, unless `analysis.enabled` is false."""
 
     def __init__(self, config: Config, database: Database, bus: Bus) -> None:
         self._enabled = config.analysis.enabled
         self._shutdown_seconds = config.server.shutdown_seconds
-        self.analyser = make_analyser(config.ai)
-        self._debouncer = Debouncer(database, self.analyser, config.analysis)
+        self.analysers = make_analysers(config.ai)
+        self._debouncer = Debouncer(database, self.analysers, config.analysis)
         bus.subscribe(AnalysisRequested, lambda _event: self._debouncer.wake())
 
     async def start(self) -> None:
@@ -44,7 +94,7 @@ class Analysis:
     async def stop(self) -> None:
         """Takes a little more than `server.shutdown_seconds` at worst; the database must be up."""
         await self._debouncer.stop(timeout_seconds=self._shutdown_seconds)
-        await self.analyser.aclose()
+        await self.analysers.aclose()
 
 
 async def request_analysis(
@@ -65,7 +115,7 @@ async def list_analyses(
     limit: int,
     cursor: AnalysisCursor | None,
 ) -> tuple[list[AnalysisEntry], AnalysisCursor | None]:
-    found = await queries.list_analyses(
+    found = await ledger_queries.list_analyses(
         database, caller, conversation_id, limit=limit, cursor=cursor
     )
     if found is None:
@@ -76,4 +126,80 @@ async def list_analyses(
 async def fetch_queue(database: Database) -> AnalysisQueue:
     return AnalysisQueue(
         counts=await queries.count_queue(database), items=await queries.list_queue(database)
+    )
+
+
+async def give_feedback(
+    database: Database,
+    caller: Caller,
+    conversation_id: UUID,
+    analysis_id: UUID,
+    feedback: NewFeedback,
+) -> AnalysisEntry:
+    """The analysis with the feedback, which takes the place of an earlier one."""
+    if feedback.verdict is Verdict.CORRECT and (feedback.priority or feedback.tags is not None):
+        raise ValidationFailed.of("verdict", 'must be "wrong" where a priority or tags are given')
+    analysis = await ledger_queries.fetch_analysis(database, caller, conversation_id, analysis_id)
+    if analysis is None:
+        raise NotFound("No such analysis")
+    tags = None if feedback.tags is None else tuple(dict.fromkeys(feedback.tags))
+    correction = Correction(verdict=feedback.verdict, priority=feedback.priority, tags=tags)
+    updated = await ledger_queries.update_feedback(database, caller, analysis, correction)
+    if updated is None:
+        raise Conflict("This analysis has no result")
+    return updated
+
+
+async def labelled_examples(database: Database) -> list[LabelledExample]:
+    """What people confirmed or corrected, for `evaluate`: oldest first, at most 10,000."""
+    return await ledger_queries.list_labelled(database)
+
+
+async def fetch_usage(
+    database: Database, config: AiConfig, *, first: str | None, last: str | None
+) -> AnalysisUsage:
+    """By default the last 30 days; a time stands for its day in UTC."""
+    to_day = _day("to", last) if last else datetime.now(UTC).date()
+    from_day = _day("from", first) if first else to_day - timedelta(days=USAGE_DAYS - 1)
+    if not 0 <= (to_day - from_day).days < USAGE_DAYS_MAX:
+        raise ValidationFailed.of("from", f"must be up to {USAGE_DAYS_MAX - 1} days before to")
+    items = await ledger_queries.list_usage(database, first=from_day, last=to_day)
+    return AnalysisUsage(
+        from_day=from_day,
+        to_day=to_day,
+        total=_total(items),
+        budget=await _budget_state(database, config),
+        items=items,
+    )
+
+
+def _day(name: str, text: str) -> date:
+    try:
+        at = datetime.fromisoformat(text)
+        return (at.astimezone(UTC) if at.tzinfo else at).date()
+    except (ValueError, OverflowError):
+        raise ValidationFailed.of(name, "must be a day like 2026-01-31, or a time") from None
+
+
+def _total(items: Sequence[UsageItem]) -> Usage:
+    cost = sum(item.cost_micro_dollars for item in items)
+    return Usage(
+        analyses=sum(item.analyses for item in items),
+        calls=sum(item.calls for item in items),
+        tokens_in=sum(item.tokens_in for item in items),
+        tokens_out=sum(item.tokens_out for item in items),
+        tokens_cached=sum(item.tokens_cached for item in items),
+        cost_micro_dollars=cost,
+        cost_dollars=cost / MICRO_DOLLARS,
+    )
+
+
+async def _budget_state(database: Database, config: AiConfig) -> BudgetState:
+    spending = await ledger_queries.fetch_spending(database)
+    return BudgetState(
+        daily_dollars=config.daily_budget_dollars,
+        monthly_dollars=config.monthly_budget_dollars,
+        spent_today_dollars=spending.today / MICRO_DOLLARS,
+        spent_this_month_dollars=spending.month / MICRO_DOLLARS,
+        spent=config.has_budget and spending.refused,
     )

@@ -1,32 +1,68 @@
-"""The list of conversations: filters, full-text search, newest activity first.
+"""The list of conversations: filters, full-text search, by newest activity or by urgency.
 
 Messages are found by the words they hold (each search word may be the beginning of one), leads
 by any part of name, e-mail or phone. Only core Postgres is needed.
 """
 
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
 
-from messaging_server.conversations.queries import (
-    COLUMNS,
-    JOINS,
-    ConversationCursor,
-    to_conversation,
-)
+from messaging_server.conversations.queries import COLUMNS, JOINS, to_conversation
+from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
 from messaging_server.database import Database
+from messaging_server.errors import ValidationFailed
 from messaging_server.leads.queries import search_condition, search_pattern
 from messaging_server.models import Caller, Conversation, Priority, Status
 
 MATCHING_LEADS = 1_000
 SAMPLE = 50
+SEPARATORS = dict.fromkeys(map(ord, "./@-_:+&=?#"), " ")
+"""What `messages.words` takes for spaces, so that PED-4711 is found by 4711."""
 MESSAGE_MATCHES = "m.words @@ to_tsquery('simple', {query})"
 
 
-class Filters(Struct, frozen=True, kw_only=True):
-    """All that is given must hold."""
+class Sort(StrEnum):
+    """Newest activity first; or most urgent first, and only those that need a reply."""
 
+    ACTIVITY = "activity"
+    URGENCY = "urgency"
+
+
+class Order(Struct, frozen=True):
+    """By a time and then the id; `after` compares a row with the last one of a page."""
+
+    time: str
+    direction: str
+    after: str
+
+    @property
+    def clause(self) -> str:
+        return f"order by {self.time} {self.direction}, c.id {self.direction}"
+
+
+ORDERS = {
+    Sort.ACTIVITY: Order("c.last_activity_at", "desc", "<"),
+    Sort.URGENCY: Order(URGENT_SINCE, "asc", ">"),
+}
+
+
+class ConversationCursor(Struct, frozen=True):
+    """The last conversation of a page, by what it was sorted."""
+
+    sort: Sort
+    at: datetime
+    id: UUID
+
+
+class Filters(Struct, frozen=True, kw_only=True):
+    """All that is given must hold, in the order of `sort`."""
+
+    sort: Sort = Sort.ACTIVITY
     priority: Priority | None = None
     tag: str | None = None
     status: Status | None = None
@@ -59,7 +95,12 @@ async def list_conversations(
     limit: int,
     cursor: ConversationCursor | None,
 ) -> tuple[list[Conversation], ConversationCursor | None]:
-    """One page in one query, two with a search; the cursor of the next, if there is one."""
+    """One page in one query, two with a search; the cursor of the next, if there is one.
+
+    Raises `ValidationFailed` for a cursor of another sort.
+    """
+    if cursor is not None and cursor.sort is not filters.sort:
+        raise ValidationFailed.of("cursor", f"was given out for sort={cursor.sort}")
     statement = Statement()
     joins = JOINS.format(user_id=statement.parameter(caller.id))
     add_conditions(statement, caller, filters, cursor)
@@ -67,26 +108,33 @@ async def list_conversations(
     matches = None
     if filters.search is not None:
         common = await is_common(database, caller, filters, cursor)
-        matches = matching(statement, filters.search, size, common=common)
+        matches = matching(statement, filters, size, common=common)
     source = f"({matches}) c" if matches else "conversations c"
     sql = f"""
         select {COLUMNS}
         from {source} {joins}
         {where(statement.conditions) if not matches else ""}
-        order by c.last_activity_at desc, c.id desc
+        {ORDERS[filters.sort].clause}
         limit {size}
     """
     planned = filters.search is not None or filters.tag is not None
     fetch = database.fetch_planned if planned else database.fetch
     rows = await fetch(sql, *statement.arguments)
     last = rows[limit - 1] if len(rows) > limit else None
-    following = ConversationCursor(last["last_activity_at"], last["id"]) if last else None
+    following = cursor_after(last, filters.sort) if last else None
     return [to_conversation(row) for row in rows[:limit]], following
+
+
+def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
+    at = row["last_activity_at"] if sort is Sort.ACTIVITY else row["urgent_since"]
+    return ConversationCursor(sort, at, row["id"])
 
 
 def add_conditions(
     statement: Statement, caller: Caller, filters: Filters, cursor: ConversationCursor | None
 ) -> None:
+    if filters.sort is Sort.URGENCY:
+        statement.where(NEEDS_REPLY)
     if not caller.is_admin:
         statement.where(f"c.assigned_agent_id = {statement.parameter(caller.id)}")
     if filters.unassigned is not None:
@@ -104,11 +152,12 @@ def add_conditions(
         unreplied = "(c.waiting_since is not null and c.status <> 'RESOLVED')"
         statement.where(unreplied if filters.unreplied else f"not {unreplied}")
     if cursor is not None:
-        activity, last_id = (
-            statement.parameter(cursor.last_activity_at),
+        order, at, last_id = (
+            ORDERS[filters.sort],
+            statement.parameter(cursor.at),
             statement.parameter(cursor.id),
         )
-        statement.where(f"(c.last_activity_at, c.id) < ({activity}, {last_id}::uuid)")
+        statement.where(f"({order.time}, c.id) {order.after} ({at}, {last_id}::uuid)")
 
 
 def where(conditions: list[str]) -> str:
@@ -118,7 +167,7 @@ def where(conditions: list[str]) -> str:
 async def is_common(
     database: Database, caller: Caller, filters: Filters, cursor: ConversationCursor | None
 ) -> bool:
-    """Whether the search finds anything in a sample: the newest messages of the newest."""
+    """Whether the search finds anything in a sample: the newest messages of the first."""
     statement = Statement()
     add_conditions(statement, caller, filters, cursor)
     query = statement.parameter(text_query(filters.search or ""))
@@ -128,12 +177,12 @@ async def is_common(
             from (
                 select c.id from conversations c
                 {where(statement.conditions)}
-                order by c.last_activity_at desc, c.id desc
+                {ORDERS[filters.sort].clause}
                 limit {SAMPLE}
-            ) newest
+            ) sample
             cross join lateral (
                 select m.words from messages m
-                where m.conversation_id = newest.id
+                where m.conversation_id = sample.id
                 order by m.seq desc
                 limit {SAMPLE}
             ) m
@@ -143,12 +192,13 @@ async def is_common(
     return bool((await database.fetch_planned(sql, *statement.arguments))[0][0])
 
 
-def matching(statement: Statement, search: str, size: str, *, common: bool) -> str:
-    """The newest conversations whose messages or whose lead match, as a subquery.
+def matching(statement: Statement, filters: Filters, size: str, *, common: bool) -> str:
+    """The first conversations whose messages or whose lead match, as a subquery.
 
     Rare words are looked up in the index of words. For common ones that would take long, while
-    going through the newest conversations soon finds enough (`offset 0` keeps that order).
+    going through the first conversations soon finds enough (`offset 0` keeps that order).
     """
+    search = filters.search or ""
     message_matches = MESSAGE_MATCHES.format(query=statement.parameter(text_query(search)))
     if common:
         by_message = f"""exists (
@@ -168,7 +218,7 @@ def matching(statement: Statement, search: str, size: str, *, common: bool) -> s
         f"""(
             select c.* from conversations c
             {where([*statement.conditions, branch])}
-            order by c.last_activity_at desc, c.id desc
+            {ORDERS[filters.sort].clause}
             limit {size}
         )"""
         for branch in (by_message, by_lead)
@@ -177,5 +227,6 @@ def matching(statement: Statement, search: str, size: str, *, common: bool) -> s
 
 def text_query(search: str) -> str:
     """Every word must be in one message, in any order, each at least as a beginning."""
-    words = (word.replace("\\", "\\\\").replace("'", "''") for word in search.split())
+    text = search.translate(SEPARATORS)
+    words = (word.replace("\\", "\\\\").replace("'", "''") for word in text.split())
     return " & ".join(f"'{word}':*" for word in words)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from messaging_server.config import AiConfig
 from messaging_server.database import Database
 from messaging_server.models import Caller, Model
 
@@ -14,6 +15,15 @@ class PriorityBreakdown(Model, frozen=True):
     medium: int
     low: int
     unanalyzed: int
+
+
+class AiState(Model, frozen=True):
+    """`budgetSpent`: `fallback` analyses, because the provider's budget is spent."""
+
+    provider: str
+    model: str
+    fallback: str
+    budget_spent: bool
 
 
 class Metrics(Model, frozen=True):
@@ -30,9 +40,10 @@ class Metrics(Model, frozen=True):
     resolved: int
     unassigned: int
     median_first_reply_seconds: float | None
+    ai: AiState
 
 
-async def fetch_metrics(database: Database, caller: Caller) -> Metrics:
+async def fetch_metrics(database: Database, caller: Caller, ai: AiConfig) -> Metrics:
     row = await database.fetch_row(
         """
         with counts as (
@@ -61,7 +72,10 @@ async def fetch_metrics(database: Database, caller: Caller) -> Metrics:
             (
                 select percentile_cont(0.5) within group (order by first_reply_seconds)
                 from replies
-            ) as median_first_reply_seconds
+            ) as median_first_reply_seconds,
+            exists (
+                select from analysis_spending where day = current_date and refused
+            ) as budget_refused
         from counts
         """,
         caller.is_admin,
@@ -69,10 +83,10 @@ async def fetch_metrics(database: Database, caller: Caller) -> Metrics:
         RECENT_REPLIES,
     )
     assert row is not None
-    return to_metrics(row)
+    return to_metrics(row, ai)
 
 
-def to_metrics(row: Mapping[str, Any]) -> Metrics:
+def to_metrics(row: Mapping[str, Any], ai: AiConfig) -> Metrics:
     median = row["median_first_reply_seconds"]
     return Metrics(
         total_conversations=row["total"],
@@ -88,4 +102,10 @@ def to_metrics(row: Mapping[str, Any]) -> Metrics:
         resolved=row["resolved"],
         unassigned=row["unassigned"],
         median_first_reply_seconds=round(median, 3) if median is not None else None,
+        ai=AiState(
+            provider=ai.provider,
+            model=ai.model,
+            fallback=ai.fallback,
+            budget_spent=ai.has_budget and row["budget_refused"],
+        ),
     )

@@ -12,7 +12,8 @@ from messaging_server.http import Request, Success
 @get("/dashboard/metrics", tags=["Dashboard"])
 async def fetch_metrics(request: Request) -> Success[Metrics]:
     """Counts over the conversations that the caller may see, as of now."""
-    return Success(data=await queries.fetch_metrics(request.database, request.caller))
+    config = request.app.state.config.ai
+    return Success(data=await queries.fetch_metrics(request.database, request.caller, config))
 
 
 route_handlers: list[Any] = [fetch_metrics]

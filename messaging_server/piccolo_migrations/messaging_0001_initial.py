@@ -110,7 +110,9 @@ create table messages (
     external_id text,
     lead_message_count integer not null,
     created_at timestamptz not null default now(),
-    words tsvector generated always as (to_tsvector('simple', content_text)) stored
+    words tsvector generated always as (
+        to_tsvector('simple', translate(content_text, './@-_:+&=?#', '           '))
+    ) stored
 );
 create unique index messages_seq on messages (conversation_id, seq);
 create unique index messages_client_message_id

@@ -11,6 +11,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from messaging_server.analysis.analysers import Analyser, Analysers
+from messaging_server.analysis.breaker import Breaker
 from messaging_server.analysis.debouncer import Debouncer
 from messaging_server.analysis.openai_analyser import OpenAIAnalyser
 from messaging_server.config import AiConfig, AnalysisConfig
@@ -54,7 +56,9 @@ def completed(bus: Bus) -> list[AnalysisCompleted]:
 async def database(dsn: str, bus: Bus) -> AsyncIterator[Database]:
     database = Database(dsn, pool_size=10, bus=bus)
     await database.start()
-    await database.execute("truncate users, leads, conversations, conversation_counts cascade")
+    await database.execute(
+        "truncate users, leads, conversations, conversation_counts, analysis_spending cascade"
+    )
     try:
         yield database
     finally:
@@ -198,6 +202,11 @@ async def analyser(llm: ScriptedLLM) -> AsyncIterator[OpenAIAnalyser]:
         await analyser.aclose()
 
 
+def only(analyser: Analyser) -> Analysers:
+    """Nobody stands in, and it costs nothing."""
+    return Analysers(primary=analyser, breaker=Breaker())
+
+
 def ai_config(llm: ScriptedLLM, **changes: Any) -> AiConfig:
     settings: dict[str, Any] = {
         "model": "scripted-1",
@@ -222,10 +231,11 @@ class Debouncers:
     async def start(
         self,
         database: Database,
-        analyser: OpenAIAnalyser,
+        analyser: Analyser | Analysers,
         settings: AnalysisConfig = QUICK,
     ) -> Debouncer:
-        debouncer = Debouncer(database, analyser, settings)
+        analysers = analyser if isinstance(analyser, Analysers) else only(analyser)
+        debouncer = Debouncer(database, analysers, settings)
         await debouncer.start()
         self._stack.push_async_callback(debouncer.stop, timeout_seconds=0.1)
         return debouncer

@@ -1,4 +1,7 @@
-"""An OpenAI-compatible endpoint that says what a test tells it to, over real sockets."""
+"""An endpoint that says what a test tells it to, over real sockets.
+
+It is OpenAI-compatible or Anthropic-compatible, as the replies are that it is given.
+"""
 
 import asyncio
 import json
@@ -23,21 +26,53 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 def says(content: str | None, **message: Any) -> Reply:
-    """A chat completion with this text."""
+    """A chat completion with this text; `usage` is tokens in, out and cached."""
     finish_reason = message.pop("finish_reason", "stop")
+    usage = message.pop("usage", None)
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": content, **message},
         "finish_reason": finish_reason,
     }
-    return Reply(body=json.dumps({"object": "chat.completion", "choices": [choice]}).encode())
+    body: dict[str, Any] = {"object": "chat.completion", "choices": [choice]}
+    if usage is not None:
+        body["usage"] = {
+            "prompt_tokens": usage[0],
+            "completion_tokens": usage[1],
+            "prompt_tokens_details": {"cached_tokens": usage[2]},
+        }
+    return Reply(body=json.dumps(body).encode())
 
 
 def answers(
     summary: str = "A customer needs help.", priority: str = "MEDIUM", **fields: Any
 ) -> Reply:
-    """A chat completion with a result."""
-    return says(json.dumps({"summary": summary, "priority": priority, "tags": [], **fields}))
+    """A chat completion with a result; `usage` as in `says`."""
+    usage = fields.pop("usage", None)
+    result = {"summary": summary, "priority": priority, "tags": [], **fields}
+    return says(json.dumps(result), usage=usage)
+
+
+def message(
+    text: str,
+    *,
+    stop_reason: str = "end_turn",
+    usage: tuple[int, int, int] | None = None,
+) -> Reply:
+    """Anthropic's message with this text; `usage` as in `says`."""
+    body: dict[str, Any] = {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}],
+        "stop_reason": stop_reason,
+    }
+    if usage is not None:
+        body["usage"] = {
+            "input_tokens": usage[0] - usage[2],
+            "output_tokens": usage[1],
+            "cache_read_input_tokens": usage[2],
+        }
+    return Reply(body=json.dumps(body).encode())
 
 
 def later(reply: Reply, seconds: float) -> Reply:
@@ -66,11 +101,13 @@ class ScriptedLLM:
         self.overlaps = 0
         self._handlers: set[asyncio.Task[None]] = set()
         self.base_url = ""
+        self.root_url = ""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["ScriptedLLM"]:
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        self.root_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self.base_url = f"{self.root_url}/v1"
         try:
             yield self
         finally:
@@ -130,7 +167,7 @@ class ScriptedLLM:
 
 def transcript_of(request: dict[str, Any]) -> list[dict[str, str]]:
     """The transcript as the model reads it."""
-    content = request["messages"][1]["content"]
+    content = next(turn["content"] for turn in request["messages"] if turn["role"] == "user")
     entries: list[dict[str, str]] = json.loads(
         content.removeprefix("<transcript>\n").removesuffix("\n</transcript>")
     )

@@ -11,7 +11,8 @@ from email.utils import format_datetime
 import pytest
 
 from messaging_server.analysis.analysers import AnalyserFailed, LocalAnalyser, make_analyser
-from messaging_server.analysis.openai_analyser import OpenAIAnalyser, retry_after_seconds
+from messaging_server.analysis.exchange import retry_after_seconds
+from messaging_server.analysis.openai_analyser import OpenAIAnalyser
 from messaging_server.config import AiConfig, TagConfig
 from messaging_server.models import Priority, SenderType, TranscriptMessage
 from tests.analysis.conftest import ai_config

@@ -12,7 +12,7 @@ from messaging_server.analysis.openai_analyser import OpenAIAnalyser
 from messaging_server.config import AnalysisConfig
 from messaging_server.database import Database
 from messaging_server.events import AnalysisCompleted, Bus
-from tests.analysis.conftest import QUICK, Debouncers, Inbox, gated_database
+from tests.analysis.conftest import QUICK, Debouncers, Inbox, gated_database, only
 from tests.analysis.scripted_llm import Reply, ScriptedLLM, answers, later
 from tests.analysis.waiting import until
 
@@ -171,7 +171,7 @@ async def test_shutdown_lets_a_run_finish(
 ) -> None:
     llm.default = later(answers(), 0.3)
     await inbox.due_conversation()
-    debouncer = Debouncer(database, analyser, QUICK)
+    debouncer = Debouncer(database, only(analyser), QUICK)
     await debouncer.start()
     await until(lambda: llm.requests)
     await debouncer.stop(timeout_seconds=5)
@@ -183,7 +183,7 @@ async def test_shutdown_gives_back_what_does_not_finish(
 ) -> None:
     llm.default = Reply(hang=True)
     conversation_id = await inbox.due_conversation()
-    debouncer = Debouncer(database, analyser, QUICK)
+    debouncer = Debouncer(database, only(analyser), QUICK)
     await debouncer.start()
     await until(lambda: llm.requests)
     assert (await inbox.row(conversation_id))["leased_for"] > 0

@@ -36,10 +36,9 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 def analyses_of(api: Api, conversation_id: str, **query: Any) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = api.get(f"/conversations/{conversation_id}/analyses", **query)[
-        "items"
-    ]
-    return items
+    """Those that have ended."""
+    page = api.get(f"/conversations/{conversation_id}/analyses", **query)
+    return [item for item in page["items"] if item["status"] != "RUNNING"]
 
 
 def has_analyses(api: Api, conversation_id: str, count: int) -> bool:
@@ -82,8 +81,8 @@ def test_analyse_now_takes_an_empty_conversation_and_no_body(api: Api) -> None:
 
 def test_history_is_paged_newest_first(api: Api) -> None:
     conversation_id = api.new_conversation()["id"]
-    api.send(conversation_id, "Hello")
     for count in range(1, 4):
+        api.send(conversation_id, f"Hello {count}")
         api.post(f"/conversations/{conversation_id}/analyze", expect=202)
         eventually(partial(has_analyses, api, conversation_id, count))
     whole = analyses_of(api, conversation_id)
@@ -129,6 +128,7 @@ def test_the_queue_shows_what_failed_and_why(postgres: EmbeddedPostgres) -> None
     settings = {
         "MESSAGING_AI__PROVIDER": "openai",
         "MESSAGING_AI__MODEL": "nobody",
+        "MESSAGING_AI__FALLBACK": "none",
         "MESSAGING_AI__BASE_URL": "http://127.0.0.1:9/v1",
         "MESSAGING_ANALYSIS__MAX_ATTEMPTS": "1",
     }

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from messaging_server.analysis import queries
 from messaging_server.analysis.openai_analyser import OpenAIAnalyser
 from messaging_server.analysis.queries import Claim, QueueState, Run
-from messaging_server.analysis.runs import backoff_seconds, run_analysis
+from messaging_server.analysis.ledger_queries import NewEntry, insert_entry
+from messaging_server.analysis.runs import Runs, backoff_seconds
+from messaging_server.analysis.spending import Budget, Meter
 from messaging_server.analysis.service import fetch_queue
 from messaging_server.config import AiConfig, AnalysisConfig
 from messaging_server.database import Database
@@ -25,7 +27,7 @@ from messaging_server.models import (
     SenderType,
     TranscriptMessage,
 )
-from tests.analysis.conftest import QUICK, Inbox, ai_config
+from tests.analysis.conftest import QUICK, Inbox, ai_config, only
 from tests.analysis.scripted_llm import Reply, ScriptedLLM, answers, later, refuses, says
 from tests.analysis.waiting import until
 
@@ -44,8 +46,13 @@ async def claim_one(database: Database, *, lease_seconds: float = 30.0) -> Claim
 async def run_one(
     database: Database, analyser: OpenAIAnalyser, settings: AnalysisConfig = QUICK
 ) -> None:
-    claim = await claim_one(database)
-    await run_analysis(database, claim, analyser=analyser, settings=settings)
+    await run(database, await claim_one(database), analyser, settings)
+
+
+async def run(
+    database: Database, claim: Claim, analyser: OpenAIAnalyser, settings: AnalysisConfig = QUICK
+) -> None:
+    await Runs(database, only(analyser), settings).run(claim)
 
 
 async def test_result_is_saved_in_one_go(
@@ -119,10 +126,10 @@ async def test_a_person_decides_during_the_run(
 ) -> None:
     conversation_id = await inbox.due_conversation()
     llm.default = later(answers(priority="HIGH"), 0.2)
-    run = asyncio.create_task(run_one(database, analyser))
+    running = asyncio.create_task(run_one(database, analyser))
     await until(lambda: llm.requests)
     await inbox.set(conversation_id, "priority = 'LOW', priority_source = 'HUMAN'")
-    await run
+    await running
     assert (await inbox.row(conversation_id))["priority"] == "LOW"
 
 
@@ -131,11 +138,11 @@ async def test_messages_during_a_run_keep_it_due(
 ) -> None:
     conversation_id = await inbox.due_conversation()
     llm.default = later(answers(), 0.2)
-    run = asyncio.create_task(run_one(database, analyser))
+    running = asyncio.create_task(run_one(database, analyser))
     await until(lambda: llm.requests)
     await inbox.say(conversation_id, "note", sender=SenderType.AGENT, private=True)
     await inbox.say(conversation_id, "second")
-    await run
+    await running
     row = await inbox.row(conversation_id)
     newest = await database.fetch_value("select max(created_at) from messages")
     assert row["analyzed_seq"] == 1
@@ -149,10 +156,10 @@ async def test_a_private_note_during_a_run_does_not(
 ) -> None:
     conversation_id = await inbox.due_conversation()
     llm.default = later(answers(), 0.2)
-    run = asyncio.create_task(run_one(database, analyser))
+    running = asyncio.create_task(run_one(database, analyser))
     await until(lambda: llm.requests)
     await inbox.say(conversation_id, "note", sender=SenderType.AGENT, private=True)
-    await run
+    await running
     assert (await inbox.row(conversation_id))["analysis_due_at"] is None
 
 
@@ -192,8 +199,29 @@ async def save(database: Database, conversation_id: UUID, *, through_seq: int) -
         "select lease_token from conversations where id = $1", conversation_id
     )
     claim = Claim(conversation_id=conversation_id, token=token, trigger="message", attempt=1)
-    run = Run(claim=claim, provider="p", model="m", through_seq=through_seq, latency_milliseconds=1)
-    assert await queries.update_analysed(database, run, RESULT, settings=QUICK)
+    entry_id = await insert_entry(database, an_entry(conversation_id, through_seq), Budget())
+    assert entry_id is not None
+    ended = Run(
+        claim=claim,
+        entry_id=entry_id,
+        provider="p",
+        through_seq=through_seq,
+        latency_milliseconds=1,
+    )
+    assert await queries.update_analysed(database, ended, RESULT, settings=QUICK)
+
+
+def an_entry(conversation_id: UUID, through_seq: int) -> NewEntry:
+    return NewEntry(
+        conversation_id=conversation_id,
+        trigger="message",
+        provider="p",
+        model="m",
+        prompt_version=None,
+        fingerprint=None,
+        through_seq=through_seq,
+        attempt=1,
+    )
 
 
 async def test_a_message_that_commits_while_the_result_waits_for_its_row(
@@ -244,14 +272,16 @@ async def test_whoever_lost_the_lease_saves_nothing(
     conversation_id = await inbox.due_conversation()
     llm.script = [later(answers("first"), 0.5), answers("second")]
     slow = await claim_one(database, lease_seconds=0.05)
-    first = asyncio.create_task(run_analysis(database, slow, analyser=analyser, settings=QUICK))
+    first = asyncio.create_task(run(database, slow, analyser))
     await until(lambda: llm.requests)
     (takeover,) = await until(lambda: queries.claim_due(database, limit=1, lease_seconds=30))
     assert takeover.token != slow.token
-    await run_analysis(database, takeover, analyser=analyser, settings=QUICK)
+    await run(database, takeover, analyser)
     await first
     assert (await inbox.row(conversation_id))["ai_summary"] == "second"
-    assert [entry["summary"] for entry in await inbox.analyses(conversation_id)] == ["second"]
+    entries = await inbox.analyses(conversation_id)
+    assert [entry["status"] for entry in entries] == ["INTERRUPTED", "SUCCEEDED"]
+    assert [entry["summary"] for entry in entries] == [None, "second"]
     assert [event.summary for event in completed] == ["second"]
 
 
@@ -262,9 +292,10 @@ async def test_a_late_failure_is_not_noted_either(
     llm.script = [refuses(500)]
     claim = await claim_one(database)
     await inbox.set(conversation_id, "lease_token = gen_random_uuid()")
-    await run_analysis(database, claim, analyser=analyser, settings=QUICK)
+    await run(database, claim, analyser)
     assert (await inbox.row(conversation_id))["analysis_attempts"] == 0
-    assert not await inbox.analyses(conversation_id)
+    (entry,) = await inbox.analyses(conversation_id)
+    assert entry["status"] == "RUNNING"  # whoever has the lease now will close it
 
 
 async def test_deleted_during_the_run(
@@ -276,10 +307,10 @@ async def test_deleted_during_the_run(
 ) -> None:
     await inbox.due_conversation()
     llm.default = later(answers(), 0.2)
-    run = asyncio.create_task(run_one(database, analyser))
+    running = asyncio.create_task(run_one(database, analyser))
     await until(lambda: llm.requests)
     await database.execute("delete from leads")
-    await run
+    await running
     assert not completed
 
 
@@ -383,10 +414,10 @@ async def test_a_message_during_the_last_attempt_earns_another(
     conversation_id = await inbox.due_conversation()
     await inbox.set(conversation_id, "analysis_attempts = 5")
     llm.default = later(refuses(500), 0.2)
-    run = asyncio.create_task(run_one(database, analyser))
+    running = asyncio.create_task(run_one(database, analyser))
     await until(lambda: llm.requests)
     await inbox.say(conversation_id, "one more thing")
-    await run
+    await running
     row = await inbox.row(conversation_id)
     assert row["analysis_failed_at"] is None
     assert 120 < row["due_in"] <= 160
@@ -394,7 +425,9 @@ async def test_a_message_during_the_last_attempt_earns_another(
 
 async def test_a_defect_of_an_analyser_is_a_failure(database: Database, inbox: Inbox) -> None:
     class Defective(OpenAIAnalyser):
-        async def analyse(self, transcript: Sequence[TranscriptMessage]) -> AnalysisResult:
+        async def analyse(
+            self, transcript: Sequence[TranscriptMessage], meter: Meter | None = None
+        ) -> AnalysisResult:
             raise ZeroDivisionError(len(transcript))
 
     conversation_id = await inbox.due_conversation()

@@ -16,7 +16,7 @@ LEADS = {
 }
 MESSAGES = {
     "ana": "¿Cómo puedo devolver la cámara? El pedido 9876543 llegó roto.",
-    "zoe": "Where's my re-fund?! It's been 3 weeks... e-mail me at zoe@home.example",
+    "zoe": "Where's my re-fund?! It's been 3 weeks... e-mail me at zoe@home.invalid",
     "ali": "Straße naïve coöperate 小林さん",
     "odd": "100% of 'nothing' \\ and \"everything\" PED-4711 factura/recibo,vale.gracias",
     "ist": "İyi günler ΣΑΣ",
@@ -109,7 +109,7 @@ def test_any_part_of_a_lead(agent: Api, search: str, keys: str) -> None:
         ("where's", "zoe"),
         ("it's been", "zoe"),
         ("e-mail", "zoe"),
-        ("zoe@home.example", "zoe"),
+        ("zoe@home.invalid", "zoe"),
         ("straße", "ali"),
         ("naïve coöp", "ali"),
         ("小林さん", "ali"),
@@ -125,7 +125,6 @@ def test_words_of_messages(agent: Api, search: str, keys: str) -> None:
     assert found(agent, search) == keys
 
 
-@pytest.mark.xfail(reason="Postgres takes these for numbers, paths, hosts", strict=True)
 @pytest.mark.parametrize(
     ("search", "keys"),
     [("4711", "odd"), ("recibo", "odd"), ("gracias", "odd"), ("zoe@home", "zoe")],

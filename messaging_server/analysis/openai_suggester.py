@@ -1,0 +1,117 @@
+"""Suggested replies of any endpoint that speaks OpenAI's chat completions, by the vendor's SDK.
+
+This module is imported only where it is configured.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import msgspec
+import openai
+from openai import AsyncStream
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletionChunk
+
+from messaging_server.analysis import exchange
+from messaging_server.analysis.analysers import AnalyserFailed
+from messaging_server.analysis.exchange import Dialect
+from messaging_server.analysis.openai_analyser import failure_of
+from messaging_server.analysis.prompt import ChatMessage
+from messaging_server.analysis.spending import Meter, Tokens
+from messaging_server.config import AiConfig
+
+NOT_A_STREAM = (ValueError, TypeError, AttributeError)
+"""The SDK checks nothing: garbage shows where it is read."""
+
+
+class OpenAISuggester:
+    name = "openai"
+
+    def __init__(self, config: AiConfig) -> None:
+        self.model = config.model
+        self._config = config
+        self._dialect = Dialect(format="text")
+        self._counts_tokens = True
+        self._client = openai.AsyncOpenAI(
+            api_key=config.api_key or exchange.NO_KEY,
+            base_url=config.base_url or None,
+            timeout=config.timeout_seconds,
+            max_retries=0,
+        )
+
+    async def write(
+        self, question: Sequence[ChatMessage], meter: Meter
+    ) -> AsyncGenerator[str, None]:
+        try:
+            async with await self._open(question, meter) as chunks:
+                async for chunk in chunks:
+                    if chunk.usage:
+                        meter.used(_tokens_of(chunk.usage))
+                    for piece in _texts_of(chunk):
+                        yield piece
+        except openai.OpenAIError as error:
+            raise failure_of(error) from None
+        except NOT_A_STREAM:
+            raise AnalyserFailed("the endpoint's answer is not a stream of text") from None
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def _open(
+        self, question: Sequence[ChatMessage], meter: Meter
+    ) -> AsyncStream[ChatCompletionChunk]:
+        """What the endpoint refuses it is not asked for again."""
+        while True:
+            meter.begin()
+            try:
+                stream: AsyncStream[ChatCompletionChunk]
+                stream = await self._client.chat.completions.create(**self._request(question))
+            except openai.APIStatusError as refusal:
+                meter.refused()
+                if refusal.status_code not in (400, 422) or not self._step_down(str(refusal)):
+                    raise
+            except openai.APIConnectionError as error:
+                if not exchange.was_sent(error):
+                    meter.refused()
+                raise
+            else:
+                return stream
+
+    def _step_down(self, refusal: str) -> bool:
+        """Whether there is something left to leave out."""
+        if self._counts_tokens and "stream_options" in refusal:
+            self._counts_tokens = False
+            return True
+        weaker = self._dialect.weaker(refusal)
+        self._dialect = weaker or self._dialect
+        return weaker is not None
+
+    def _request(self, question: Sequence[ChatMessage]) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": msgspec.to_builtins(question),
+            "stream": True,
+            self._dialect.limit: self._config.max_output_tokens,
+        }
+        if self._dialect.temperature:
+            request["temperature"] = self._config.temperature
+        if self._counts_tokens:
+            request["stream_options"] = {"include_usage": True}
+        return request
+
+
+def _texts_of(chunk: ChatCompletionChunk) -> list[str]:
+    """The SDK checks nothing: what is not there is None, whatever its types say."""
+    choices = chunk.choices or []
+    if any(c.finish_reason == "content_filter" or (c.delta and c.delta.refusal) for c in choices):
+        raise AnalyserFailed("the model refused")
+    return [choice.delta.content for choice in choices if choice.delta and choice.delta.content]
+
+
+def _tokens_of(usage: CompletionUsage) -> Tokens:
+    details = usage.prompt_tokens_details
+    return Tokens(
+        input=usage.prompt_tokens,
+        output=usage.completion_tokens,
+        cached=(details.cached_tokens or 0) if details else 0,
+    )
