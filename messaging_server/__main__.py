@@ -258,6 +258,18 @@ def analyser_keys(configured: AiConfig, choice: str) -> dict[str, Any]:
     return keys | ({"model": model} if model else {})
 
 
+@main.command("check-ai")
+@config_options
+@click.pass_obj
+def check_ai(common: dict[str, Any], /, **options: Any) -> None:
+    """Make one real call of the configured analyser; print what came back and what it cost."""
+    from messaging_server.commands import check_ai_now
+
+    options = merged(common, options)
+    for line in check_ai_now(read_config(options["config_path"], options["data_dir"])):
+        click.echo(line)
+
+
 @main.command("check-config")
 @config_options
 @click.pass_obj

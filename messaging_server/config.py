@@ -78,6 +78,7 @@ class AnalysisConfig(Section, frozen=True):
     max_wait_seconds: PositiveSeconds = 60.0
     concurrency: Annotated[int, Meta(ge=1, le=256)] = 4
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 6
+    private_notes: bool = False
 
 
 class TagConfig(Section, frozen=True):

@@ -457,11 +457,13 @@ class Edge:
             await self._app(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
-            route = scope.get("path_template") or "unknown"
-            count_request(str(scope.get("method")), str(route), status=status, seconds=seconds)
+            method = str(scope.get("method"))
+            route = str(scope.get("path_template") or "unknown")
+            count_request(method, route, status=status, seconds=seconds)
             if self._access_log:
-                logger.bind(route=route, status=status, ms=round(seconds * 1000, 2)).debug(
-                    "{} {}", scope.get("method"), route
+                milliseconds = round(seconds * 1000, 2)
+                logger.bind(method=method, route=route, status=status, ms=milliseconds).debug(
+                    "request"
                 )
 
 

@@ -26,7 +26,9 @@ MAX_TAGS = 5
 
 def timestamp(at: datetime) -> str:
     """`at`, which must be aware, as the API writes it."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if at.tzinfo is not UTC:
+        at = at.astimezone(UTC)
+    return at.isoformat("T", "milliseconds")[:-6] + "Z"
 
 
 class Role(StrEnum):

@@ -54,6 +54,16 @@ def test_the_examples_are_valid(tmp_path: Path) -> None:
         assert len(getattr(getattr(config, example["section"]), example["key"])) == 1
 
 
+def test_the_example_of_a_price_is_valid(tmp_path: Path) -> None:
+    text = CONFIG_FILE.read_text(encoding="utf-8")
+    (example,) = (each for each in EXAMPLE.finditer(text) if each["key"] == "prices")
+    path = tmp_path / "config.toml"
+    path.write_text(re.sub(r"(?m)^# ", "", example[0]))
+    config = load_config(path, {}, {"ai": {"model": "gpt-5-mini"}})
+    assert config.ai.price is config.ai.prices[0]
+    assert load_config(path, {}, {}).ai.price is None
+
+
 def test_what_goes_over_what(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[server]\nhost = "file"\nport = 1\ndata_dir = "file"\n')
@@ -70,6 +80,61 @@ def test_conventional_variables_are_over_by_our_own() -> None:
     config = load_config(None, {**usual, **ours}, {})
     assert (config.database.url, config.ai.api_key) == ("postgresql://ours/x", "ours")
     assert load_config(None, {"DATABASE_URL": ""}, {}).database.url == ""
+
+
+@pytest.mark.parametrize(
+    ("provider", "key"), [("", "o"), ("local", "o"), ("openai", "o"), ("anthropic", "a")]
+)
+def test_each_vendor_has_its_own_variable(tmp_path: Path, provider: str, key: str) -> None:
+    both = {"OPENAI_API_KEY": "o", "ANTHROPIC_API_KEY": "a"}
+    path = tmp_path / "config.toml"
+    path.write_text(f'[ai]\nmodel = "m"\nprovider = "{provider}"\n' if provider else "")
+    assert load_config(path, both, {}).ai.api_key == key
+    if provider:
+        variable = {"MESSAGING_AI__PROVIDER": provider, "MESSAGING_AI__MODEL": "m"}
+        assert load_config(None, both | variable, {}).ai.api_key == key
+        assert load_config(None, both, {"ai": {"provider": provider, "model": "m"}}).ai.model == "m"
+
+
+def test_a_key_out_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("sk-file\n")
+    named = {"MESSAGING_AI__API_KEY_FILE": str(path)}
+    assert load_config(None, named, {}).ai.api_key == "sk-file"
+    assert load_config(None, named | {"OPENAI_API_KEY": "sk-variable"}, {}).ai.api_key == (
+        "sk-variable"
+    )
+    assert masked(load_config(None, named, {}))["ai"]["api_key"] == MASK
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"two\nlines", b"\xff\xfe", b"\xc3\xb1"])
+def test_a_file_without_a_key(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StartupError, match=r"^ai\.api_key_file: .*key: [^\n]*$"):
+        load_config(None, {"MESSAGING_AI__API_KEY_FILE": str(path)}, {})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"provider": "anthropic", "api_key": "x"}, "ai.model must name"),
+        ({"provider": "anthropic", "model": "m"}, "ANTHROPIC_API_KEY"),
+        ({"provider": "openai", "model": "m"}, "OPENAI_API_KEY"),
+        (
+            {"provider": "openai", "model": "m", "api_key": "x", "daily_budget_dollars": 1},
+            "ai.prices must have an entry for m",
+        ),
+        (
+            {"provider": "openai", "model": "m", "api_key": "x", "monthly_budget_dollars": 1},
+            "ai.prices must have an entry for m",
+        ),
+    ],
+)
+def test_what_a_provider_needs(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(StartupError, match=words):
+        load_config(None, {}, {"ai": keys})
 
 
 @pytest.mark.parametrize(
@@ -123,6 +188,12 @@ def test_other_variables_are_not_ours() -> None:
         ("ai", "temperature", 3),
         ("ai", "tags", [{"description": "no name"}]),
         ("ai", "tags", [{"name": ""}]),
+        ("ai", "fallback", "openai"),
+        ("ai", "language", "Spanish"),
+        ("ai", "max_output_tokens", 1),
+        ("ai", "daily_budget_dollars", -1),
+        ("ai", "prices", [{"model": "m", "input": -1, "output": 1}]),
+        ("ai", "prices", [{"model": "m", "input": 1}]),
         ("log", "format", "xml"),
         ("log", "level", "info"),
     ],

@@ -20,6 +20,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from messaging_server import metrics, models
 from messaging_server.__main__ import main
+from messaging_server.analysis.ledger_queries import UsageItem
+from messaging_server.analysis.service import AnalysisUsage, BudgetState
 from messaging_server.app import create_app
 from messaging_server.config import (
     CONVENTIONAL_VARIABLES,
@@ -27,7 +29,7 @@ from messaging_server.config import (
     Config,
     load_config,
 )
-from messaging_server.dashboard.queries import Metrics, PriorityBreakdown
+from messaging_server.dashboard.queries import AiState, Metrics, PriorityBreakdown
 from messaging_server.errors import DomainError
 from messaging_server.events import Event
 from messaging_server.inboxes.service import InboundResult, ShownApiKey
@@ -178,9 +180,10 @@ def test_routes_say_their_status_parameters_and_fields(
             ],
         ),
         ("Message", [models.Message, models.Sender]),
-        ("Analysis", [models.Analysis]),
+        ("Analysis", [models.Analysis, models.Feedback]),
         ("ApiKey", [models.ApiKey]),
-        ("GET /api/v1/dashboard/metrics", [Metrics, PriorityBreakdown]),
+        ("GET /api/v1/dashboard/metrics", [Metrics, PriorityBreakdown, AiState]),
+        ("GET /api/v1/analysis/usage", [AnalysisUsage, BudgetState, UsageItem]),
         ("POST /api/v1/inbound", [InboundResult]),
         ("POST /api/v1/api-keys", [ShownApiKey]),
         ("POST /api/v1/auth/login", [Login, models.UserIdentity]),
@@ -206,14 +209,15 @@ def test_every_configuration_key_is_documented() -> None:
         for section, text in sections(read("docs/config.md"), 2).items()
         for row in rows(text)
     }
-    conventional = {key: variable for variable, key in CONVENTIONAL_VARIABLES.items()}
+    conventional: dict[tuple[str, str], list[str]] = {}
+    for variable, name in CONVENTIONAL_VARIABLES.items():
+        conventional.setdefault(name, []).append(f"`{variable}`")
     expected = set()
     for section in Config.__struct_fields__:
         default = getattr(Config(), section)
         for key in default.__struct_fields__:
             variables = [f"`{ENVIRONMENT_PREFIX}{section}__{key}`".upper()]
-            if (section, key) in conventional:
-                variables.append(f"`{conventional[section, key]}`")
+            variables += conventional.get((section, key), [])
             value = f"`{shown(getattr(default, key))}`"
             expected.add((f"[{section}]", f"`{key}`", value, ", ".join(variables)))
     assert documented == expected
@@ -240,10 +244,11 @@ def test_documented_variables_reach_their_keys() -> None:
 def test_config_toml_has_every_key_at_its_default() -> None:
     text = re.sub(r"^# (\w+ = |\[\[)", r"\1", read("config.toml"), flags=re.MULTILINE)
     values = tomllib.loads(text)
-    example = values["ai"].pop("tags")
-    assert set(example[0]) == {"name", "description"}
+    tag, price = values["ai"].pop("tags")[0], values["ai"].pop("prices")[0]
+    assert set(tag) == {"name", "description"}
+    assert set(price) == {"model", "input", "output", "cached"}
     expected = msgspec.to_builtins(Config())
-    del expected["ai"]["tags"]
+    del expected["ai"]["tags"], expected["ai"]["prices"]
     assert values == {
         section: {key: list(value) if value == () else value for key, value in keys.items()}
         for section, keys in expected.items()

@@ -121,7 +121,7 @@ class AnthropicAnalyser:
             if not exchange.was_sent(error):
                 meter.refused()
             raise
-        body = await reply.read()
+        body: bytes = await reply.read()
         if (tokens := _tokens_of(body)) is not None:
             meter.used(tokens)
         return body

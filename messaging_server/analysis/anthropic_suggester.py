@@ -40,12 +40,14 @@ class AnthropicSuggester:
         self, question: Sequence[ChatMessage], meter: Meter
     ) -> AsyncGenerator[str, None]:
         read = Tokens()
+        ended = False
         try:
             async with await self._open(question, meter) as events:
                 async for event in events:
                     if event.type == "message_start":
                         read = _read_tokens(event.message.usage)
                     elif event.type == "message_delta":
+                        ended = True
                         meter.used(_with_output(read, event.usage.output_tokens))
                         if event.delta.stop_reason == "refusal":
                             raise AnalyserFailed("the model refused")
@@ -55,6 +57,8 @@ class AnthropicSuggester:
             raise failure_of(error) from None
         except NOT_A_STREAM:
             raise AnalyserFailed("the endpoint's answer is not a stream of text") from None
+        if not ended:
+            raise exchange.unreachable()
 
     async def aclose(self) -> None:
         await self._client.close()

@@ -154,7 +154,9 @@ async def insert_entry(database: Database, entry: NewEntry, budget: Budget) -> U
         interrupted as (
             update analyses
             set status = '{AnalysisStatus.INTERRUPTED}', error = '{INTERRUPTED}'
-            where conversation_id = $2 and status = '{AnalysisStatus.RUNNING}'
+            where conversation_id = $2
+                and status = '{AnalysisStatus.RUNNING}'
+                and (trigger = 'suggestion') = ($3 = 'suggestion')
         )
         insert into analyses (
             id, conversation_id, status, trigger, provider, model, prompt_version, fingerprint,

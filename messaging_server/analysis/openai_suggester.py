@@ -42,9 +42,11 @@ class OpenAISuggester:
     async def write(
         self, question: Sequence[ChatMessage], meter: Meter
     ) -> AsyncGenerator[str, None]:
+        ended = False
         try:
             async with await self._open(question, meter) as chunks:
                 async for chunk in chunks:
+                    ended = ended or any(choice.finish_reason for choice in chunk.choices or ())
                     if chunk.usage:
                         meter.used(_tokens_of(chunk.usage))
                     for piece in _texts_of(chunk):
@@ -53,6 +55,8 @@ class OpenAISuggester:
             raise failure_of(error) from None
         except NOT_A_STREAM:
             raise AnalyserFailed("the endpoint's answer is not a stream of text") from None
+        if not ended:
+            raise exchange.unreachable()
 
     async def aclose(self) -> None:
         await self._client.close()

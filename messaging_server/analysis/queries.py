@@ -203,18 +203,13 @@ async def release_leases(database: Database, claims: Sequence[Claim]) -> None:
     )
 
 
-async def fetch_transcript(database: Database, conversation_id: UUID) -> Transcript:
-    rows = await database.fetch(
-        """
-        select seq, sender_type, content_type, content_text
-        from messages
-        where conversation_id = $1 and not private
-        order by seq desc
-        limit $2
-        """,
-        conversation_id,
-        TRANSCRIPT_MESSAGES,
-    )
+async def fetch_transcript(
+    database: Database, conversation_id: UUID, *, private_notes: bool = False
+) -> Transcript:
+    """With `private_notes` those among the newest messages too, unless there is nothing else."""
+    rows = await _fetch_newest(database, conversation_id, private_notes=private_notes)
+    if private_notes and all(row["private"] for row in rows):
+        rows = await _fetch_newest(database, conversation_id, private_notes=False)
     analysed = await database.fetch_row(
         """
         select c.analyzed_seq, a.fingerprint
@@ -232,9 +227,26 @@ async def fetch_transcript(database: Database, conversation_id: UUID) -> Transcr
     )
     return Transcript(
         messages=[to_transcript_message(row) for row in reversed(rows)],
-        through_seq=rows[0]["seq"] if rows else 0,
+        through_seq=next((row["seq"] for row in rows if not row["private"]), 0),
         analyzed_seq=analysed["analyzed_seq"] if analysed else 0,
         fingerprint=analysed["fingerprint"] if analysed else None,
+    )
+
+
+async def _fetch_newest(
+    database: Database, conversation_id: UUID, *, private_notes: bool
+) -> Sequence[Mapping[str, Any]]:
+    return await database.fetch(
+        """
+        select seq, sender_type, content_type, content_text, private
+        from messages
+        where conversation_id = $1 and (not private or $3)
+        order by seq desc
+        limit $2
+        """,
+        conversation_id,
+        TRANSCRIPT_MESSAGES,
+        private_notes,
     )
 
 
@@ -243,6 +255,8 @@ def to_transcript_message(row: Mapping[str, Any]) -> TranscriptMessage:
     parts = [row["content_text"]] if row["content_text"] else []
     if row["content_type"] != ContentType.TEXT:
         parts.insert(0, f"[{row['content_type'].lower()}]")
+    if row.get("private"):
+        parts.insert(0, "[private note]")
     return TranscriptMessage(sender=SenderType(row["sender_type"]), text=" ".join(parts))
 
 

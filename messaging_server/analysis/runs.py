@@ -95,7 +95,9 @@ class Runs:
 
         Raises `Unavailable` when the database is away; the lease is then still held.
         """
-        transcript = await queries.fetch_transcript(self._database, claim.conversation_id)
+        transcript = await queries.fetch_transcript(
+            self._database, claim.conversation_id, private_notes=self._settings.private_notes
+        )
         if not transcript.messages:
             await queries.clear_schedule(self._database, claim, settings=self._settings)
         elif transcript.fingerprint == fingerprint(self._analysers.primary, transcript.messages):

@@ -29,6 +29,7 @@ from messaging_server.models import Request as RequestBody
 
 USAGE_DAYS = 30
 USAGE_DAYS_MAX = 366
+EARLIEST_DAY = date(2000, 1, 1)
 
 TagName = Annotated[str, Meta(min_length=1, max_length=TAG_CHARACTERS)]
 
@@ -51,7 +52,7 @@ class NewFeedback(RequestBody, frozen=True):
 
     verdict: Verdict
     priority: Priority | None = None
-    tags: Annotated[tuple[TagName, ...], Meta(max_length=MAX_TAGS)] | None = None
+    tags: Annotated[list[TagName], Meta(max_length=MAX_TAGS)] | None = None
 
 
 class BudgetState(Model, frozen=True, kw_only=True):
@@ -176,9 +177,12 @@ async def fetch_usage(
 def _day(name: str, text: str) -> date:
     try:
         at = datetime.fromisoformat(text)
-        return (at.astimezone(UTC) if at.tzinfo else at).date()
+        day = (at.astimezone(UTC) if at.tzinfo else at).date()
     except (ValueError, OverflowError):
-        raise ValidationFailed.of(name, "must be a day like 2026-01-31, or a time") from None
+        day = date.min
+    if day < EARLIEST_DAY:
+        raise ValidationFailed.of(name, "must be a day like 2026-01-31, or a time")
+    return day
 
 
 def _total(items: Sequence[UsageItem]) -> Usage:

@@ -1,5 +1,6 @@
 """What reaches the model, and what of its answer is believed."""
 
+import hashlib
 import json
 
 import pytest
@@ -151,3 +152,10 @@ def test_long_texts_are_cut_between_words() -> None:
     assert shortened("one two three four", 12) == "one two…"
     assert shortened("x" * 20, 12) == "x" * 11 + "…"
     assert shortened("fits\n exactly", 12) == "fits exactly"
+
+
+def test_a_changed_prompt_has_a_new_version() -> None:
+    """Where this fails, raise `prompt.VERSION`: stored analyses name it, and are redone."""
+    texts = (prompt.INSTRUCTIONS, prompt.LANGUAGE, prompt.REPLY, str(prompt.BUILT_IN_TAGS))
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+    assert (prompt.VERSION, digest) == ("2", "7896cbf017a5")

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messaging_server.analysis import queries
+from messaging_server.analysis.ledger_queries import NewEntry, insert_entry
 from messaging_server.analysis.openai_analyser import OpenAIAnalyser
 from messaging_server.analysis.queries import Claim, QueueState, Run
-from messaging_server.analysis.ledger_queries import NewEntry, insert_entry
 from messaging_server.analysis.runs import Runs, backoff_seconds
-from messaging_server.analysis.spending import Budget, Meter
 from messaging_server.analysis.service import fetch_queue
+from messaging_server.analysis.spending import Budget, Meter
 from messaging_server.config import AiConfig, AnalysisConfig
 from messaging_server.database import Database
 from messaging_server.events import AnalysisCompleted, Bus
@@ -104,6 +104,29 @@ async def test_reads_the_newest_public_messages(
         "[file] my ticket",
     ]
     assert (await inbox.row(conversation_id))["analyzed_seq"] == 36
+
+
+async def test_private_notes_are_read_where_it_is_configured(
+    database: Database, inbox: Inbox, llm: ScriptedLLM, analyser: OpenAIAnalyser
+) -> None:
+    with_notes = msgspec.structs.replace(QUICK, private_notes=True)
+    conversation_id = await inbox.due_conversation("hello")
+    await inbox.say(conversation_id, "internal", sender=SenderType.AGENT, private=True)
+    await run_one(database, analyser, with_notes)
+    texts = [entry["text"] for entry in llm.transcripts()[0]]
+    assert texts == ["hello", "[private note] internal"]
+    assert (await inbox.row(conversation_id))["analyzed_seq"] == 1
+
+
+async def test_many_private_notes_do_not_hide_the_conversation(
+    database: Database, inbox: Inbox, llm: ScriptedLLM, analyser: OpenAIAnalyser
+) -> None:
+    with_notes = msgspec.structs.replace(QUICK, private_notes=True)
+    conversation_id = await inbox.due_conversation("hello")
+    for _ in range(31):
+        await inbox.say(conversation_id, "internal", sender=SenderType.AGENT, private=True)
+    await run_one(database, analyser, with_notes)
+    assert [entry["text"] for entry in llm.transcripts()[0]] == ["hello"]
 
 
 async def test_what_a_person_set_stays(
@@ -428,7 +451,7 @@ async def test_a_defect_of_an_analyser_is_a_failure(database: Database, inbox: I
         async def analyse(
             self, transcript: Sequence[TranscriptMessage], meter: Meter | None = None
         ) -> AnalysisResult:
-            raise ZeroDivisionError(len(transcript))
+            raise ZeroDivisionError(len(transcript), meter)
 
     conversation_id = await inbox.due_conversation()
     analyser = Defective(AiConfig(provider="openai", model="m", base_url="http://127.0.0.1:9"))

@@ -187,6 +187,7 @@ def test_parameters_that_an_endpoint_refuses_are_left_out(
         (Script(pieces=[]), "the model wrote nothing"),
         (Script(pieces=[" \n", "\u200b"]), "the model wrote nothing"),
         (Script(garbage=True), "is not a stream of text"),
+        (Script(cut=True), "cut the connection"),
         (Script(hang=True), "no answer within 1 s"),
     ],
 )
@@ -245,6 +246,29 @@ def test_only_who_sees_the_conversation(api: Api, llm: StreamingLLM, conversatio
 
 
 # --- Other servers ----------------------------------------------------------------------------
+
+
+def test_the_server_stops_in_spite_of_an_open_stream(
+    postgres: EmbeddedPostgres, llm: StreamingLLM
+) -> None:
+    llm.script = Script(hang=True)
+    settings = {
+        "MESSAGING_AI__PROVIDER": "openai",
+        "MESSAGING_AI__MODEL": "scripted-1",
+        "MESSAGING_AI__BASE_URL": f"{llm.url}/v1",
+        "MESSAGING_SERVER__SHUTDOWN_SECONDS": "0.5",
+    }
+    with (
+        fresh_database(postgres) as dsn,
+        live_server(dsn, **settings) as server,
+        Api.first_admin(server.url) as admin,
+    ):
+        path = f"/conversations/{admin.new_conversation()['id']}/suggest-reply"
+        with admin.http.stream("POST", path, json={}) as response:
+            next(response.iter_text())
+            assert server.stop() == 0
+        server.assert_no_defects()
+    assert llm.hung_up.wait(1)
 
 
 def test_local_says_that_it_does_not_write(postgres: EmbeddedPostgres) -> None:

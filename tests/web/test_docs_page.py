@@ -64,7 +64,7 @@ def create_app() -> http.Edge:
         openapi_config=docs.openapi_config(),
         state=State({"authenticator": authenticator}),
     )
-    return http.Edge(app)
+    return http.Edge(app, access_log=False)
 
 
 @pytest.fixture(scope="module")
