@@ -160,8 +160,8 @@ async def fetch_usage(
     database: Database, config: AiConfig, *, first: str | None, last: str | None
 ) -> AnalysisUsage:
     """By default the last 30 days; a time stands for its day in UTC."""
-    to_day = _day("to", last) if last else datetime.now(UTC).date()
-    from_day = _day("from", first) if first else to_day - timedelta(days=USAGE_DAYS - 1)
+    to_day = datetime.now(UTC).date() if last is None else _day("to", last)
+    from_day = to_day - timedelta(days=USAGE_DAYS - 1) if first is None else _day("from", first)
     if not 0 <= (to_day - from_day).days < USAGE_DAYS_MAX:
         raise ValidationFailed.of("from", f"must be up to {USAGE_DAYS_MAX - 1} days before to")
     items = await ledger_queries.list_usage(database, first=from_day, last=to_day)

@@ -150,6 +150,62 @@ METRICS = {
     "resolved": int,
     "unassigned": int,
     "medianFirstReplySeconds": (float, int, None),
+    "ai": {"provider": str, "model": str, "fallback": str, "budgetSpent": bool},
+}
+FEEDBACK = {
+    "verdict": one_of("correct", "wrong"),
+    "priority": (PRIORITY, None),
+    "tags": ([str], None),
+    "userId": (uuid7, None),
+    "createdAt": time,
+}
+ANALYSIS = {
+    "id": uuid7,
+    "conversationId": uuid7,
+    "status": one_of("RUNNING", "SUCCEEDED", "FAILED", "INTERRUPTED"),
+    "trigger": one_of("message", "manual"),
+    "provider": str,
+    "model": str,
+    "promptVersion": (str, None),
+    "throughSeq": int,
+    "attempt": int,
+    "summary": (str, None),
+    "priority": (PRIORITY, None),
+    "priorityReason": (str, None),
+    "tags": [str],
+    "language": (str, None),
+    "suggestedReply": (str, None),
+    "error": (str, None),
+    "calls": int,
+    "tokensIn": int,
+    "tokensOut": int,
+    "tokensCached": int,
+    "costMicroDollars": int,
+    "latencyMilliseconds": (int, None),
+    "feedback": (FEEDBACK, None),
+    "createdAt": time,
+}
+USAGE = {
+    "analyses": int,
+    "calls": int,
+    "tokensIn": int,
+    "tokensOut": int,
+    "tokensCached": int,
+    "costMicroDollars": int,
+    "costDollars": float,
+}
+ANALYSIS_USAGE = {
+    "from": str,
+    "to": str,
+    "total": USAGE,
+    "budget": {
+        "dailyDollars": float,
+        "monthlyDollars": float,
+        "spentTodayDollars": float,
+        "spentThisMonthDollars": float,
+        "spent": bool,
+    },
+    "items": [{**USAGE, "day": str, "provider": str, "model": str, "trigger": str}],
 }
 ERROR = {
     "code": str,

@@ -9,11 +9,12 @@ import jwt
 import pytest
 
 from messaging_server.app import create_app
-from tests.client import PASSWORD, Api, LiveServer
+from tests.client import PASSWORD, Api, LiveServer, wait_until
 from tests.conftest import SECRET, make_config
 
 V1 = "/api/v1"
 CONVERSATION = f"{V1}/conversations/{{conversation_id:uuid}}"
+FEEDBACK = f"{CONVERSATION}/analyses/{{analysis_id:uuid}}/feedback"
 NO_TOKEN = ("nobody", "garbage", "expired", "revoked")
 CALLERS = (*NO_TOKEN, "key", "owner", "stranger", "admin")
 
@@ -55,6 +56,7 @@ class World:
     def path_of(self, template: str) -> str:
         ids: dict[str, Callable[[], str]] = {
             "{conversation_id:uuid}": lambda: self.conversation["id"],
+            "{analysis_id:uuid}": self.analysis_of_owner,
             "{lead_id:uuid}": self.lead_of_owner,
             "{user_id:uuid}": lambda: self.api.new_user().user["id"],
             "{key_id:uuid}": lambda: self.api.post("/api-keys", {"name": "spare"})["id"],
@@ -62,8 +64,19 @@ class World:
         }
         for parameter, make in ids.items():
             if parameter in template:
-                return template.replace(parameter, make())
+                template = template.replace(parameter, make())
         return template
+
+    def analysis_of_owner(self) -> str:
+        """The newest one of the conversation, which has a result."""
+        path = f"/conversations/{self.conversation['id']}"
+        if self.api.get(path)["ai"] is None:
+            self.api.send(self.conversation["id"])
+            self.api.post(f"{path}/analyze")
+            wait_until(lambda: self.api.get(path)["ai"])
+        entries = self.api.get(f"{path}/analyses")["items"]
+        analysis_id: str = next(each["id"] for each in entries if each["status"] == "SUCCEEDED")
+        return analysis_id
 
     def lead_of_owner(self) -> str:
         lead_id: str = self.api.new_conversation(self.callers["owner"])["lead"]["id"]
@@ -133,10 +146,13 @@ ROUTES: dict[tuple[str, str], Route] = {
         ("POST", Route(f"{CONVERSATION}/messages", 201, 404, 201, a_message)),
         ("POST", Route(f"{CONVERSATION}/analyze", 202, 404, 202)),
         ("GET", Route(f"{CONVERSATION}/analyses", 200, 404, 200)),
+        ("POST", Route(f"{CONVERSATION}/suggest-reply", 409, 404, 409, {})),
+        ("POST", Route(FEEDBACK, 200, 404, 200, {"verdict": "correct"})),
         # Last of those about the conversation: the ADMIN unassigns it.
         ("POST", Route(f"{CONVERSATION}/assign", 403, 403, 200, {"agentId": None})),
         ("GET", Route(f"{V1}/dashboard/metrics", 200, 200, 200)),
         ("GET", Route(f"{V1}/analysis/queue", 403, 403, 200)),
+        ("GET", Route(f"{V1}/analysis/usage", 403, 403, 200)),
         ("GET", Route(f"{V1}/api-keys", 403, 403, 200)),
         ("POST", Route(f"{V1}/api-keys", 403, 403, 201, {"name": "shop"})),
         ("DELETE", Route(f"{V1}/api-keys/{{key_id:uuid}}", 403, 403, 200)),

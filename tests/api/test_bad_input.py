@@ -419,6 +419,7 @@ QUERIES: dict[str, dict[str, list[str]]] = {
     "/api-keys": PAGED,
     "/dashboard/metrics": {},
     "/analysis/queue": {},
+    "/analysis/usage": {"from": ["", "x", "2026-02-30", "9" * 41], "to": ["x", "1999-12-31"]},
     "/auth/me": {},
     "/leads/{lead}": {},
     "/conversations/{conversation}": {},

@@ -162,7 +162,11 @@ def test_dashboard_and_analysis(api: Api, key: Api) -> None:
     check(seen, shapes.CONVERSATION)
     assert seen["summary"] == seen["ai"]["summary"]
     assert seen["ai"]["analyzedThroughSeq"] == 1
-    check(api.get(f"{path}/analyses", expect=200), {"items": [dict], "nextCursor": (str, None)})
+    entries = api.get(f"{path}/analyses", expect=200)
+    check(entries, {"items": [shapes.ANALYSIS], "nextCursor": (str, None)})
+    feedback = f"{path}/analyses/{entries['items'][0]['id']}/feedback"
+    check(api.post(feedback, {"verdict": "wrong", "priority": "LOW"}), shapes.ANALYSIS)
+    check(api.get("/analysis/usage", expect=200), shapes.ANALYSIS_USAGE)
     check(api.get("/analysis/queue", expect=200), dict)
 
 
