@@ -220,7 +220,7 @@ async def list_messages(
             where conversation_id = c.id
                 and ($4::integer is null or seq {">" if ascending else "<"} $4)
             order by seq {"asc" if ascending else "desc"}
-            limit $5
+            limit {limit + 1}
         ) m on true
         {_SENDER}
         where c.id = $3 and ($1 or c.assigned_agent_id = $2)
@@ -230,7 +230,6 @@ async def list_messages(
         caller.id,
         conversation_id,
         cursor.seq if cursor else None,
-        limit + 1,
     )
     if not rows:
         return None

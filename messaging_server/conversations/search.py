@@ -104,7 +104,7 @@ async def list_conversations(
     statement = Statement()
     joins = JOINS.format(user_id=statement.parameter(caller.id))
     add_conditions(statement, caller, filters, cursor)
-    size = statement.parameter(limit + 1)
+    size = limit + 1  # written out: as a parameter it would keep Postgres planning every time
     matches = None
     if filters.search is not None:
         common = await is_common(database, caller, filters, cursor)
@@ -192,7 +192,7 @@ async def is_common(
     return bool((await database.fetch_planned(sql, *statement.arguments))[0][0])
 
 
-def matching(statement: Statement, filters: Filters, size: str, *, common: bool) -> str:
+def matching(statement: Statement, filters: Filters, size: int, *, common: bool) -> str:
     """The first conversations whose messages or whose lead match, as a subquery.
 
     Rare words are looked up in the index of words. For common ones that would take long, while

@@ -45,7 +45,7 @@ class Metrics(Model, frozen=True):
 
 async def fetch_metrics(database: Database, caller: Caller, ai: AiConfig) -> Metrics:
     row = await database.fetch_row(
-        """
+        f"""
         with counts as (
             select status, priority, waiting, assigned_agent_id, count
             from conversation_counts
@@ -56,7 +56,7 @@ async def fetch_metrics(database: Database, caller: Caller, ai: AiConfig) -> Met
             from conversations
             where first_reply_seconds is not null and ($1 or assigned_agent_id = $2)
             order by last_activity_at desc
-            limit $3
+            limit {RECENT_REPLIES}
         )
         select
             coalesce(sum(count), 0) as total,
@@ -80,7 +80,6 @@ async def fetch_metrics(database: Database, caller: Caller, ai: AiConfig) -> Met
         """,
         caller.is_admin,
         caller.id,
-        RECENT_REPLIES,
     )
     assert row is not None
     return to_metrics(row, ai)

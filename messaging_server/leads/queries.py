@@ -88,19 +88,18 @@ async def list_leads(
     cursor: LeadCursor | None,
 ) -> tuple[list[Lead], LeadCursor | None]:
     """Newest first; `search` is part of the name, e-mail or phone."""
-    matches = f"and {search_condition('$6')}" if search else "and $6::text is null"
+    matches = f"and {search_condition('$5')}" if search else "and $5::text is null"
     rows = await database.fetch(
         f"""
         select {COLUMNS}
         from leads l
         where {VISIBLE} {matches}
-          and ($4::timestamptz is null or (l.created_at, l.id) < ($4, $5::uuid))
+          and ($3::timestamptz is null or (l.created_at, l.id) < ($3, $4::uuid))
         order by l.created_at desc, l.id desc
-        limit $3
+        limit {limit + 1}
         """,
         caller.is_admin,
         caller.id,
-        limit + 1,
         cursor.created_at if cursor else None,
         cursor.id if cursor else None,
         search_pattern(search) if search else None,
