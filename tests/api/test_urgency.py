@@ -131,17 +131,14 @@ def test_ties_are_told_apart_by_the_id(team: Team) -> None:
         assert team.listed(limit=limit) == sorted(team.ids)
 
 
-@pytest.mark.parametrize(
-    ("index", "condition"),
-    [
-        ("conversations_urgency", ""),
-        ("conversations_agent_urgency", f"and c.assigned_agent_id = '{uuid4()}'"),
-    ],
-)
-def test_the_order_is_that_of_an_index(api_dsn: str, index: str, condition: str) -> None:
+@pytest.mark.parametrize("condition", ["", f"and c.assigned_agent_id = '{uuid4()}'"])
+def test_the_order_is_that_of_an_index(api_dsn: str, condition: str) -> None:
+    """Which of the two that begin so is for Postgres to say; nothing is sorted."""
+
     async def plan() -> str:
         connection = await asyncpg.connect(api_dsn)
         await connection.execute("set enable_seqscan = off; set enable_sort = off")
+        await connection.execute("set enable_bitmapscan = off")
         rows = await connection.fetch(
             f"""
             explain select c.id from conversations c where {NEEDS_REPLY} {condition}
@@ -151,7 +148,9 @@ def test_the_order_is_that_of_an_index(api_dsn: str, index: str, condition: str)
         await connection.close()
         return "\n".join(row[0] for row in rows)
 
-    assert f"using {index} on" in asyncio.run(plan())
+    found = asyncio.run(plan())
+    assert "_urgency on" in found
+    assert "Sort" not in found
 
 
 # --- Pages ------------------------------------------------------------------------------------
