@@ -7,10 +7,10 @@ errors: a database that is away or full is `Unavailable`, text it can't store is
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -19,13 +19,17 @@ from piccolo.engine.postgres import PostgresEngine
 
 from messaging_server.errors import StartupError, Unavailable, ValidationFailed
 from messaging_server.events import Bus, Event
+from messaging_server.leases import Leases
 from messaging_server.tables import TABLES
+
+T = TypeVar("T")
 
 MINIMUM_POSTGRES = 14
 STATEMENT_TIMEOUT_SECONDS = 30
 ACQUIRE_TIMEOUT_SECONDS = 5
 RETRY_AFTER_SECONDS = 2
 PLANNING_CONNECTIONS = 3
+NOT_RUNNING = "The server is starting or shutting down"
 
 POSTGRES_PARAMETERS = frozenset(
     {
@@ -120,6 +124,7 @@ class Database:
         self._pool_size = pool_size
         self._bus = bus
         self.pool: asyncpg.Pool | None = None
+        self.leases: Leases | None = None
         self._planning_pool: asyncpg.Pool | None = None
 
     async def start(self) -> None:
@@ -131,7 +136,8 @@ class Database:
             )
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StartupError(f"The database can't be reached: {error}") from None
-        ENGINE.pool = self.pool
+        self.leases = Leases(self.pool, timeout_seconds=ACQUIRE_TIMEOUT_SECONDS)
+        ENGINE.pool = self._planning_pool  # for what Piccolo asks by itself: the data browser
         version = int(await self.fetch_value("select current_setting('server_version_num')::int"))
         if version < MINIMUM_POSTGRES * 10_000:
             raise StartupError(
@@ -156,6 +162,9 @@ class Database:
 
     async def stop(self) -> None:
         ENGINE.pool = None
+        leases, self.leases = self.leases, None
+        if leases is not None:
+            await leases.end()
         for pool in (self.pool, self._planning_pool):
             if pool is None:
                 continue
@@ -182,24 +191,37 @@ class Database:
 
         For searches: how rare a word or tag is decides which index is the right one.
         """
-        return await self._call("fetch", sql, arguments, pool=self._planning_pool)  # type: ignore[no-any-return]  # asyncpg is untyped
+        return await translated(self._fetch_planned(sql, arguments))
 
-    async def _call(
-        self, method: str, sql: str, arguments: tuple[Any, ...], *, pool: asyncpg.Pool | None = None
-    ) -> Any:
-        """In the open transaction, if there is one and no pool is named; else on the pool."""
+    async def _fetch_planned(self, sql: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+        if self._planning_pool is None:
+            raise Unavailable(NOT_RUNNING, retry_after_seconds=1)
+        async with self._planning_pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
+            return rows
+
+    async def _call(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
+        """In the open transaction, if there is one, else on a connection of the pool."""
         transaction = _current.get()
+        if transaction is not None:
+            return await translated(getattr(transaction.connection, method)(sql, *arguments))
+        return await translated(self._call_alone(method, sql, arguments))
+
+    async def _call_alone(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
+        leases = self._running_leases()
+        connection = await leases.take()
         try:
-            if transaction is not None and pool is None:
-                return await getattr(transaction.connection, method)(sql, *arguments)
-            async with acquire(pool or self.pool) as connection:
-                return await getattr(connection, method)(sql, *arguments)
-        except asyncpg.DataError as error:
-            if not isinstance(error, UNSTORABLE) and not isinstance(error.__cause__, OverflowError):
-                raise
-            raise ValidationFailed("A value can't be stored or is out of range") from error
-        except AWAY as error:
-            raise unavailable(error) from error
+            result = await getattr(connection, method)(sql, *arguments)
+        except BaseException:
+            await leases.drop(connection)
+            raise
+        await leases.give_back(connection)
+        return result
+
+    def _running_leases(self) -> Leases:
+        if self.leases is None:
+            raise Unavailable(NOT_RUNNING, retry_after_seconds=1)
+        return self.leases
 
     async def run(self, query: Any) -> Any:
         """Run a Piccolo query, in the open transaction if there is one."""
@@ -225,7 +247,7 @@ class Database:
             yield outer
             return
         try:
-            async with acquire(self.pool) as connection, connection.transaction():
+            async with self._running_leases().lent() as connection, connection.transaction():
                 transaction = Transaction(connection)
                 token = _current.set(transaction)
                 try:
@@ -238,11 +260,16 @@ class Database:
             self._bus.publish(event)
 
 
-def acquire(pool: asyncpg.Pool | None) -> Any:
-    """A connection of the pool, as an asynchronous context manager."""
-    if pool is None:
-        raise Unavailable("The server is starting or shutting down", retry_after_seconds=1)
-    return pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
+async def translated(statement: Awaitable[T]) -> T:
+    """What `statement` returns; what Postgres or asyncpg raise, as the domain says it."""
+    try:
+        return await statement
+    except asyncpg.DataError as error:
+        if not isinstance(error, UNSTORABLE) and not isinstance(error.__cause__, OverflowError):
+            raise
+        raise ValidationFailed("A value can't be stored or is out of range") from error
+    except AWAY as error:
+        raise unavailable(error) from error
 
 
 def unavailable(error: Exception) -> Unavailable:

@@ -70,9 +70,9 @@ class Maintenance:
         """Bring the gauges up to date for a scrape."""
         metrics.LOOP_LAG.set(self._worst_lag_seconds)
         self._worst_lag_seconds = 0.0
-        pool = self._database.pool
-        if pool is not None:
-            idle = pool.get_idle_size()
+        pool, leases = self._database.pool, self._database.leases
+        if pool is not None and leases is not None:
+            idle = leases.idle
             metrics.POOL_CONNECTIONS.labels("idle").set(idle)
             metrics.POOL_CONNECTIONS.labels("used").set(pool.get_size() - idle)
 

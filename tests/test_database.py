@@ -60,11 +60,11 @@ def run(dsn: str) -> Callable[[Callable[[Bench], Awaitable[None]]], None]:
 
 async def assert_nothing_leaked(database: Database) -> None:
     """Every connection of the pool can be had at once, and none is in a transaction."""
-    assert database.pool is not None
-    connections = [await database.pool.acquire(timeout=5) for _ in range(POOL_SIZE)]
+    assert database.leases is not None
+    connections = [await database.leases.take() for _ in range(POOL_SIZE)]
     assert not any(connection.is_in_transaction() for connection in connections)
     for connection in connections:
-        await database.pool.release(connection)
+        await database.leases.give_back(connection)
 
 
 Run = Callable[[Callable[[Bench], Awaitable[None]]], None]
@@ -180,13 +180,42 @@ def test_a_failing_subscriber_harms_nobody(dsn: str) -> None:
     asyncio.run(work())
 
 
+def test_a_statement_under_way_does_not_delay_the_stop(run: Run) -> None:
+    async def work(bench: Bench) -> None:
+        other = Database(bench.database.dsn, pool_size=2, bus=Bus())
+        await other.start()
+        slow = asyncio.create_task(other.fetch_value("select 1 from pg_sleep(0.3)"))
+        await asyncio.sleep(0.05)
+        started = asyncio.get_running_loop().time()
+        await other.stop()
+        assert await slow == 1
+        assert asyncio.get_running_loop().time() - started < 2
+
+    run(work)
+
+
+def test_a_connection_that_was_lost_is_replaced(run: Run) -> None:
+    async def work(bench: Bench) -> None:
+        lost = await bench.database.fetch_value("select pg_backend_pid()")
+        async with bench.database.transaction() as transaction:
+            other = await transaction.connection.fetchval("select pg_backend_pid()")
+            assert other == lost
+        killer = await asyncpg.connect(bench.database.dsn)
+        await killer.execute("select pg_terminate_backend($1::int)", lost)
+        await killer.close()
+        await asyncio.sleep(0.1)
+        assert await bench.database.fetch_value("select pg_backend_pid()") != lost
+
+    run(work)
+
+
 def test_a_full_pool_is_unavailable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("messaging_server.database.ACQUIRE_TIMEOUT_SECONDS", 0.2)
 
     async def work(bench: Bench) -> None:
-        pool = bench.database.pool
-        assert pool is not None
-        held = [await pool.acquire() for _ in range(POOL_SIZE)]
+        leases = bench.database.leases
+        assert leases is not None
+        held = [await leases.take() for _ in range(POOL_SIZE)]
         for statement in (bench.stored(), bench.insert(1)):
             with pytest.raises(Unavailable) as raised:
                 await statement
@@ -195,7 +224,7 @@ def test_a_full_pool_is_unavailable(run: Run, monkeypatch: pytest.MonkeyPatch) -
             async with bench.database.transaction():
                 pass
         for connection in held:
-            await pool.release(connection)
+            await leases.give_back(connection)
         await bench.insert(1)
 
     run(work)
