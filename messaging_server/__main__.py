@@ -100,13 +100,13 @@ def run_server(
     configure_logging(config.log)
     listener = serving.listen(config)
     with serving.running_database(config) as complete:
-        welcome(config, serving.url_of(listener), serving.data_dir(config))
-        serving.serve(complete, listener)
+        url, data_dir_in_use = serving.url_of(listener), serving.data_dir(config)
+        serving.serve(complete, listener, announce=lambda: welcome(config, url, data_dir_in_use))
     click.echo("Stopped.", err=True)
 
 
 def welcome(config: Config, url: str, data_dir: Path) -> None:
-    database = "external (DATABASE_URL)" if config.database.url else "embedded Postgres"
+    database = "database: DATABASE_URL" if config.database.url else "embedded Postgres"
     click.echo(
         f"\n  messaging_server {version('messaging-server')}\n\n"
         f"  Address     {url}\n"

@@ -323,7 +323,14 @@ def masked(config: Config) -> dict[str, dict[str, Any]]:
         if shown[section][key]:
             shown[section][key] = MASK
     shown["database"]["url"] = mask_password(config.database.url)
+    shown["ai"]["base_url"] = mask_credentials(config.ai.base_url)
     return shown
+
+
+def mask_credentials(url: str) -> str:
+    """`url` without what stands before the host, and without its parameters."""
+    url = re.sub(r"://[^/@]*@", f"://{MASK}@", url)
+    return re.sub(r"\?.+", f"?{MASK}", url)
 
 
 def mask_password(url: str) -> str:

@@ -5,6 +5,7 @@ A route declares `opt` keys to loosen the defaults: everything needs a user's to
 decided here but in the SQL of each query.
 """
 
+import asyncio
 import base64
 import binascii
 import os
@@ -43,6 +44,7 @@ PUBLIC = {"public": True}
 ADMIN_ONLY = {"admin_only": True}
 API_KEY = {"api_key": True}
 
+BODY_SECONDS = 30
 BODY_TOO_LARGE = "The body is too large"
 CLIENT_GONE = "client disconnected prematurely"
 """Litestar's words for a body that its sender gave up: nobody's defect, and nobody hears of it."""
@@ -145,7 +147,11 @@ class Request(litestar.Request[Caller, str, AppState]):
         """Read once, up to the limit; Litestar's own way costs more than the decoding."""
         body = self._body
         if body is Empty:
-            body = self._body = await self._read_body()
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    body = self._body = await self._read_body()
+            except TimeoutError:
+                raise ValidationFailed("The body did not arrive in time") from None
         return body
 
     async def _read_body(self) -> bytes:
@@ -325,6 +331,8 @@ def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
     for pattern, text in ((_REQUIRED, "is required"), (_UNKNOWN, "is not a known field")):
         if match := pattern.match(rule):
             return ValidationFailed.of(".".join(filter(None, (path, match[1]))), text)
+    if "matching regex" in rule:
+        rule = "does not have the right form"
     return ValidationFailed.of(path or "body", rule[:1].lower() + rule[1:])
 
 

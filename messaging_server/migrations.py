@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
-from loguru import logger
 
 from messaging_server.database import ENGINE, MINIMUM_POSTGRES, clean_dsn
 from messaging_server.errors import StartupError
@@ -54,6 +53,10 @@ async def migrate(dsn: str) -> int:
         if missing:
             await _run(dsn)
         return len(missing)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StartupError(
+            f"The database role may not make tables ({error}): let it own the database"
+        ) from None
     finally:
         await lock.close()
 
@@ -96,6 +99,5 @@ async def _run(dsn: str) -> None:
     finally:
         await ENGINE.pool.close()
         ENGINE.pool = previous
-    logger.debug("Migrations: {}", output.getvalue())
     if not result.success:
         raise StartupError(f"The database can't be migrated: {result.message}")

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -145,10 +145,14 @@ class Server(uvicorn.Server):
             yield
 
 
-def serve(config: Config, listener: socket.socket) -> None:
-    """Serve until a signal; `config` comes from `running_database`."""
+def serve(config: Config, listener: socket.socket, *, announce: Callable[[], None]) -> None:
+    """Serve until a signal; `config` comes from `running_database`.
+
+    `announce` is called once the database can be used.
+    """
     signal.signal(signal.SIGTERM, _exit)
     asyncio.run(migrate(config.database.url))
+    announce()
     server = Server(uvicorn_config(config), own_signals=True)
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.run(sockets=[listener])

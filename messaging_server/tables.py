@@ -41,6 +41,7 @@ class Leads(Table, tablename="leads"):
     email = Text(null=True, default=None)
     phone = Text(null=True, default=None)
     attributes = JSONB(default="{}")
+    contact_changed_by_agent = Boolean(default=False)
     created_by = ForeignKey(Users)
     created_at = Timestamptz()
     updated_at = Timestamptz()

@@ -180,7 +180,7 @@ def test_the_welcome_and_the_end(postgres: EmbeddedPostgres, folder: Path) -> No
     with fresh_database(postgres) as dsn, live_server(dsn) as server:
         assert httpx.get(f"{server.url}/health/live").status_code == 200
         log = server.log()
-        for words in (server.url, "create-user", "external (DATABASE_URL)", "Ctrl-C"):
+        for words in (server.url, "create-user", "database: DATABASE_URL", "Ctrl-C"):
             assert words in log
         os.kill(server.pid, signal.SIGINT)
         assert server.wait() == 0

@@ -7,6 +7,7 @@ and counts in the budget.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, ClassVar, Protocol
@@ -31,9 +32,10 @@ from messaging_server.analysis.spending import (
 from messaging_server.config import AiConfig
 from messaging_server.conversations.service import fetch_conversation
 from messaging_server.database import Database
-from messaging_server.errors import InternalError, NotAvailable, Unavailable
+from messaging_server.errors import InternalError, NotAvailable, RateLimited, Unavailable
 from messaging_server.models import AnalysisStatus, Caller, Model, Request, TranscriptMessage
 
+OPEN_PER_USER = 3
 REPLY_CHARACTERS = 10_000
 """What a message may hold; a model that goes on is cut off."""
 
@@ -118,6 +120,7 @@ class Suggester(Protocol):
 class NewSuggestion(Struct, frozen=True, kw_only=True):
     """A reply that was not asked for yet, but is in the ledger with what it may cost at most."""
 
+    caller_id: UUID
     conversation_id: UUID
     question: Sequence[ChatMessage]
     entry_id: UUID
@@ -132,6 +135,7 @@ class Suggestions:
         self._database = database
         self._suggester = make_suggester(config)
         self._settling: set[asyncio.Task[None]] = set()
+        self._open: Counter[UUID] = Counter()
 
     async def prepare(
         self, caller: Caller, conversation_id: UUID, request: SuggestionRequest
@@ -140,6 +144,8 @@ class Suggestions:
         await fetch_conversation(self._database, caller, conversation_id)
         if self._suggester is None:
             raise NotAvailable(NO_MODEL)
+        if self._open[caller.id] >= OPEN_PER_USER:
+            raise RateLimited("Too many replies are being written for you", retry_after_seconds=5)
         transcript = await queries.fetch_transcript(self._database, conversation_id)
         question = ask_reply(transcript.messages, instruction=request.instruction)
         reserved = cost_micro_dollars(most_tokens(question, self._config), self._config.price)
@@ -159,6 +165,7 @@ class Suggestions:
             await ledger_queries.update_refused(self._database, conversation_id)
             raise NotAvailable(BUDGET_SPENT)
         return NewSuggestion(
+            caller_id=caller.id,
             conversation_id=conversation_id,
             question=question,
             entry_id=entry_id,
@@ -170,6 +177,7 @@ class Suggestions:
         meter = Meter()
         started = time.perf_counter()
         status, error = AnalysisStatus.INTERRUPTED, None
+        self._open[suggestion.caller_id] += 1
         try:
             async with aclosing(self._write(suggestion, meter)) as events:
                 async for event in events:
@@ -179,6 +187,7 @@ class Suggestions:
                         status, error = AnalysisStatus.FAILED, event.message
                     yield event
         finally:
+            self._open[suggestion.caller_id] -= 1
             ending = Ending(
                 status=status, error=error, latency_milliseconds=_milliseconds_since(started)
             )

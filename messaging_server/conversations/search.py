@@ -108,7 +108,7 @@ async def list_conversations(
     matches = None
     if filters.search is not None:
         common = await is_common(database, caller, filters, cursor)
-        matches = matching(statement, filters, size, common=common)
+        matches = matching(statement, caller, filters, size=size, common=common)
     source = f"({matches}) c" if matches else "conversations c"
     sql = f"""
         select {COLUMNS}
@@ -192,7 +192,9 @@ async def is_common(
     return bool((await database.fetch_planned(sql, *statement.arguments))[0][0])
 
 
-def matching(statement: Statement, filters: Filters, size: int, *, common: bool) -> str:
+def matching(
+    statement: Statement, caller: Caller, filters: Filters, *, size: int, common: bool
+) -> str:
     """The first conversations whose messages or whose lead match, as a subquery.
 
     Rare words are looked up in the index of words. For common ones that would take long, while
@@ -211,8 +213,15 @@ def matching(statement: Statement, filters: Filters, size: int, *, common: bool)
             select distinct m.conversation_id from messages m where {message_matches}
         ))"""
     pattern = statement.parameter(search_pattern(search))
+    theirs = ""
+    if not caller.is_admin:
+        theirs = f"""and exists (
+            select 1 from conversations v
+            where v.lead_id = l.id and v.assigned_agent_id = {statement.parameter(caller.id)}
+        )"""
     by_lead = f"""c.lead_id = any(array(
-        select l.id from leads l where {search_condition(pattern)} limit {MATCHING_LEADS}
+        select l.id from leads l where {search_condition(pattern)} {theirs}
+        order by l.created_at desc limit {MATCHING_LEADS}
     ))"""
     return " union ".join(
         f"""(

@@ -137,6 +137,8 @@ async def update_lead(
                 email = case when $5 then $6 else l.email end,
                 phone = case when $7 then $8 else l.phone end,
                 attributes = coalesce($9::jsonb, l.attributes),
+                contact_changed_by_agent =
+                    case when $5 or $7 then not $1 else l.contact_changed_by_agent end,
                 updated_at = now()
             where {VISIBLE} and l.id = $3
             returning {COLUMNS}
@@ -206,7 +208,9 @@ async def find_or_insert_lead(
     await database.execute("select pg_advisory_xact_lock(hashtextextended(lower($1), 1))", identity)
     same = "external_id = $1"
     if not external_id:
+        # What an agent changed must not bring other customers' messages to that agent.
         same = "lower(email) = lower($1)" if email else "phone = $1"
+        same += " and not contact_changed_by_agent"
     found: UUID | None = await database.fetch_value(
         f"select id from leads where {same} order by created_at, id limit 1", identity
     )

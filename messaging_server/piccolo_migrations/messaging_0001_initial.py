@@ -34,6 +34,7 @@ create table leads (
     email text,
     phone text,
     attributes jsonb not null default '{}',
+    contact_changed_by_agent boolean not null default false,
     created_by uuid references users (id),
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()

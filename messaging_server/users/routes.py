@@ -54,7 +54,9 @@ async def log_in(request: Request, data: JSONBody[Credentials]) -> Success[Login
     state = request.app.state
     limits = state.config.limits
     state.limiter.check(limits.logins_per_minute_per_address, "login", request.address)
-    state.limiter.check(limits.logins_per_minute_per_account, "account", data.email.strip().lower())
+    account = data.email.strip().lower()
+    state.limiter.check(limits.logins_per_minute_per_account, "account", account, request.address)
+    state.limiter.check(limits.logins_per_minute_per_account * 10, "account", account)
     return Success(data=await service.log_in(request.database, state.passwords, state.tokens, data))
 
 

@@ -15,9 +15,9 @@ from litestar import asgi
 from litestar.types import Message, Receive, Scope, Send
 
 from messaging_server.database import Database
-from messaging_server.errors import DomainError, StartupError
+from messaging_server.errors import DomainError, StartupError, TooLarge
 from messaging_server.events import AccessRevoked, Bus
-from messaging_server.http import PUBLIC
+from messaging_server.http import PUBLIC, header
 from messaging_server.limiter import Limiter
 from messaging_server.models import Role
 from messaging_server.security import Passwords
@@ -25,6 +25,8 @@ from messaging_server.tables import TABLES, Users
 from messaging_server.users import queries as user_queries
 
 LOGINS_PER_MINUTE = 10
+LONGEST_EMAIL = 254
+MAX_BODY_BYTES = 65_536
 PAGE_POLICY = (
     b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"frame-ancestors 'none'"
@@ -101,6 +103,8 @@ def administrators(database: Database, passwords: Passwords, limiter: Limiter) -
         @classmethod
         async def login(cls, username: str, password: str) -> UUID | None:
             """The id of an active ADMIN with this password, else None after the same time."""
+            if len(username) > LONGEST_EMAIL:
+                return None
             try:
                 limiter.check(LOGINS_PER_MINUTE, "admin", username.strip().lower())
                 found = await user_queries.fetch_credentials(database, username.strip())
@@ -137,6 +141,18 @@ def admin_route(database: Database, passwords: Passwords, limiter: Limiter, bus:
                 ]
             await send(message)
 
-        await application(scope, receive, send_with_policy)
+        announced = header(scope, b"content-length")
+        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+            raise TooLarge("The body is too large")
+        size = 0
+
+        async def receive_little() -> Any:
+            """Ends a body that was not announced when it becomes too long."""
+            nonlocal size
+            message: Any = await receive()
+            size += len(message.get("body", b""))
+            return message if size <= MAX_BODY_BYTES else {"type": "http.disconnect"}
+
+        await application(scope, receive_little, send_with_policy)
 
     return admin

@@ -1,8 +1,10 @@
 """Search: any part of a lead's name, e-mail or phone; words and their beginnings in messages."""
 
+import asyncio
 from collections.abc import Iterator
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from tests.client import Api
@@ -176,3 +178,18 @@ def test_a_changed_lead_is_found_by_its_new_name(api: Api, agent: Api) -> None:
     api.patch(f"/leads/{item['lead']['id']}", {"name": "Renamed"})
     assert found(agent, "renam") == "odd"
     assert found(agent, "quoted") == ""
+
+
+def test_other_peoples_leads_do_not_crowd_out_ones_own(api: Api, api_dsn: str) -> None:
+    async def many() -> None:
+        connection = await asyncpg.connect(api_dsn)
+        await connection.execute(
+            "insert into leads (name) select 'Crowdname ' || g from generate_series(1, 1100) g"
+        )
+        await connection.close()
+
+    own_agent = api.new_user()
+    own = api.new_conversation(own_agent, name="Crowdname mine")
+    asyncio.run(many())
+    found = own_agent.get("/conversations", search="crowdname")["items"]
+    assert [conversation["id"] for conversation in found] == [own["id"]]

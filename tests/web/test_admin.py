@@ -77,3 +77,10 @@ def test_the_page_runs_only_its_own_scripts(admin: Api) -> None:
 
 def test_it_is_off_by_default(server: LiveServer) -> None:
     assert httpx.get(f"{server.url}/admin/").status_code == 404
+
+
+def test_a_long_login_is_refused_early(admin: Api, browser: httpx.Client) -> None:
+    credentials = {"username": "a" * 1_000_000, "password": "b"}
+    answer = browser.post("/public/login/", json=credentials)
+    assert answer.status_code == 413
+    assert log_in(browser, "a" * 300) == 401
