@@ -56,7 +56,7 @@ def create_app(config: Config) -> Litestar:
     user_tokens = UserTokens(database, tokens, bus)
     api_keys = ApiKeyCheck(database)
     analysis = Analysis(config, database, bus)
-    suggestions = Suggestions(config.ai, database)
+    suggestions = Suggestions(config.ai, database, bus)
     realtime = Realtime(config, database, bus, user_tokens)
     maintenance = Maintenance(database)
     limiter = Limiter(enabled=config.limits.enabled)

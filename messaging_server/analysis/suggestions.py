@@ -7,7 +7,6 @@ and counts in the budget.
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, ClassVar, Protocol
@@ -32,10 +31,18 @@ from messaging_server.analysis.spending import (
 from messaging_server.config import AiConfig
 from messaging_server.conversations.service import fetch_conversation
 from messaging_server.database import Database
-from messaging_server.errors import InternalError, NotAvailable, RateLimited, Unavailable
+from messaging_server.errors import (
+    InternalError,
+    NotAvailable,
+    NotFound,
+    RateLimited,
+    Unavailable,
+)
+from messaging_server.events import AccessRevoked, Bus, ConversationAssigned, ConversationsDeleted
 from messaging_server.models import AnalysisStatus, Caller, Model, Request, TranscriptMessage
 
 OPEN_PER_USER = 3
+OUT_OF_SIGHT = "The conversation is out of your sight"
 REPLY_CHARACTERS = 10_000
 """What a message may hold; a model that goes on is cut off."""
 
@@ -120,7 +127,7 @@ class Suggester(Protocol):
 class NewSuggestion(Struct, frozen=True, kw_only=True):
     """A reply that was not asked for yet, but is in the ledger with what it may cost at most."""
 
-    caller_id: UUID
+    caller: Caller
     conversation_id: UUID
     question: Sequence[ChatMessage]
     entry_id: UUID
@@ -130,12 +137,16 @@ class NewSuggestion(Struct, frozen=True, kw_only=True):
 class Suggestions:
     """The configured provider's suggester, and the ledger's lines of its calls."""
 
-    def __init__(self, config: AiConfig, database: Database) -> None:
+    def __init__(self, config: AiConfig, database: Database, bus: Bus) -> None:
         self._config = config
         self._database = database
         self._suggester = make_suggester(config)
         self._settling: set[asyncio.Task[None]] = set()
-        self._open: Counter[UUID] = Counter()
+        self._running: dict[UUID, NewSuggestion] = {}
+        self._void: set[UUID] = set()
+        bus.subscribe(AccessRevoked, self._end_for_user)
+        bus.subscribe(ConversationAssigned, self._end_out_of_sight)
+        bus.subscribe(ConversationsDeleted, self._end_deleted)
 
     async def prepare(
         self, caller: Caller, conversation_id: UUID, request: SuggestionRequest
@@ -144,7 +155,7 @@ class Suggestions:
         await fetch_conversation(self._database, caller, conversation_id)
         if self._suggester is None:
             raise NotAvailable(NO_MODEL)
-        if self._open[caller.id] >= OPEN_PER_USER:
+        if sum(each.caller.id == caller.id for each in self._running.values()) >= OPEN_PER_USER:
             raise RateLimited("Too many replies are being written for you", retry_after_seconds=5)
         transcript = await queries.fetch_transcript(self._database, conversation_id)
         question = ask_reply(transcript.messages, instruction=request.instruction)
@@ -165,7 +176,7 @@ class Suggestions:
             await ledger_queries.update_refused(self._database, conversation_id)
             raise NotAvailable(BUDGET_SPENT)
         return NewSuggestion(
-            caller_id=caller.id,
+            caller=caller,
             conversation_id=conversation_id,
             question=question,
             entry_id=entry_id,
@@ -177,17 +188,22 @@ class Suggestions:
         meter = Meter()
         started = time.perf_counter()
         status, error = AnalysisStatus.INTERRUPTED, None
-        self._open[suggestion.caller_id] += 1
+        self._running[suggestion.entry_id] = suggestion
         try:
             async with aclosing(self._write(suggestion, meter)) as events:
                 async for event in events:
+                    if suggestion.entry_id in self._void:
+                        error = OUT_OF_SIGHT
+                        yield Failed(code=NotFound.code, message=error)
+                        return
                     if isinstance(event, Done):
                         status = AnalysisStatus.SUCCEEDED
                     elif isinstance(event, Failed):
                         status, error = AnalysisStatus.FAILED, event.message
                     yield event
         finally:
-            self._open[suggestion.caller_id] -= 1
+            del self._running[suggestion.entry_id]
+            self._void.discard(suggestion.entry_id)
             ending = Ending(
                 status=status, error=error, latency_milliseconds=_milliseconds_since(started)
             )
@@ -200,6 +216,25 @@ class Suggestions:
         await asyncio.gather(*self._settling, return_exceptions=True)
         if self._suggester is not None:
             await self._suggester.aclose()
+
+    def _end_for_user(self, event: AccessRevoked) -> None:
+        self._void |= {k for k, s in self._running.items() if s.caller.id == event.user_id}
+
+    def _end_out_of_sight(self, event: ConversationAssigned) -> None:
+        self._void |= {
+            entry_id
+            for entry_id, suggestion in self._running.items()
+            if suggestion.conversation_id == event.conversation.id
+            and not suggestion.caller.is_admin
+            and suggestion.caller.id != event.assigned_agent_id
+        }
+
+    def _end_deleted(self, event: ConversationsDeleted) -> None:
+        self._void |= {
+            entry_id
+            for entry_id, suggestion in self._running.items()
+            if suggestion.conversation_id in event.conversation_ids
+        }
 
     async def _write(
         self, suggestion: NewSuggestion, meter: Meter

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -110,6 +111,52 @@ def test_the_pieces_come_as_they_are_written(
     with agent.http.stream("POST", path, json={}) as response:
         first = next(response.iter_text())
         assert first.startswith("event: delta\ndata: ")
+
+
+LONG = Script(pieces=["word "] * 300)
+
+
+def test_losing_sight_ends_the_stream(
+    api: Api, agent: Api, llm: StreamingLLM, conversation_id: str
+) -> None:
+    llm.script = LONG
+    path = f"/conversations/{conversation_id}/suggest-reply"
+    with agent.http.stream("POST", path, json={}) as response:
+        texts = response.iter_text()
+        text = next(texts)
+        api.post(f"/conversations/{conversation_id}/assign", {"agentId": None})
+        events = read_events(text + "".join(texts))
+    assert events[-1][0] == "error"
+    assert events[-1][1]["code"] == "not_found"
+    assert len(events) < 200
+
+
+def test_a_deactivated_user_reads_no_further(api: Api, llm: StreamingLLM) -> None:
+    llm.script = LONG
+    other = api.new_user()
+    conversation = api.new_conversation(other)
+    with other.http.stream(
+        "POST", f"/conversations/{conversation['id']}/suggest-reply", json={}
+    ) as response:
+        texts = response.iter_text()
+        text = next(texts)
+        api.patch(f"/users/{other.user['id']}", {"active": False})
+        assert read_events(text + "".join(texts))[-1][0] == "error"
+
+
+def test_three_replies_at_once_are_enough(
+    agent: Api, llm: StreamingLLM, conversation_id: str
+) -> None:
+    llm.script = LONG
+    path = f"/conversations/{conversation_id}/suggest-reply"
+    with ExitStack() as streams:
+        reading = []
+        for _ in range(3):
+            stream = streams.enter_context(agent.http.stream("POST", path, json={}))
+            reading.append(stream.iter_text())
+            assert next(reading[-1])
+        refused = agent.post(path, {}, expect=429)
+    assert refused["code"] == "rate_limited"
 
 
 def test_nothing_is_sent(agent: Api, conversation_id: str) -> None:
