@@ -11,7 +11,7 @@ from uuid import UUID
 from loguru import logger
 from msgspec import Struct
 
-from messaging_server.models import Conversation, Message, Priority, Timestamp
+from messaging_server.models import Conversation, DeliveryStatus, Message, Priority, Timestamp
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -19,9 +19,13 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class MessageCreated(Event, frozen=True):
-    """A message was appended; `version` and `assigned_agent_id` are the conversation's then."""
+    """A message was appended; `version` and `assigned_agent_id` are the conversation's then.
+
+    `public_seq` is its number among the public messages, None when it is private.
+    """
 
     message: Message
+    public_seq: int | None
     version: int
     assigned_agent_id: UUID | None
 
@@ -60,6 +64,16 @@ class ConversationRead(Event, frozen=True):
     conversation_id: UUID
     user_id: UUID
     seq: int
+
+
+class MessageStatusChanged(Event, frozen=True):
+    """An agent's message got further on its way to the lead; `error` says why one failed."""
+
+    conversation_id: UUID
+    message_id: UUID
+    seq: int
+    status: DeliveryStatus
+    error: str | None = None
 
 
 class AnalysisCompleted(Event, frozen=True):

@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
-from uuid import UUID
 
 import litestar
 import msgspec
@@ -35,7 +34,7 @@ from messaging_server.database import Database
 from messaging_server.errors import DomainError, FieldError, ValidationFailed
 from messaging_server.limiter import Limiter
 from messaging_server.logs import logged_request_id
-from messaging_server.models import Caller, Page
+from messaging_server.models import Caller, KeyIdentity, Page
 
 T = TypeVar("T")
 
@@ -96,7 +95,7 @@ class Authenticator:
         self,
         *,
         user: Callable[[str], Awaitable[Caller]],
-        api_key: Callable[[str], Awaitable[UUID]],
+        api_key: Callable[[str], Awaitable[KeyIdentity]],
     ) -> None:
         self.user = user
         self.api_key = api_key
@@ -125,9 +124,9 @@ class Request(litestar.Request[Caller, str, AppState]):
         return caller
 
     @property
-    def api_key_id(self) -> UUID:
-        key_id: UUID = self.scope["auth"]
-        return key_id
+    def api_key(self) -> KeyIdentity:
+        key: KeyIdentity = self.scope["auth"]
+        return key
 
     @property
     def address(self) -> str:
@@ -213,8 +212,8 @@ async def authorize(
         return
     state = connection.app.state
     if options.get("api_key"):
-        key_id = connection.scope["auth"] = await state.authenticator.api_key(bearer(connection))
-        state.limiter.check(state.config.limits.inbound_per_minute_per_key, "inbound", str(key_id))
+        key = connection.scope["auth"] = await state.authenticator.api_key(bearer(connection))
+        state.limiter.check(state.config.limits.inbound_per_minute_per_key, "inbound", str(key.id))
         return
     caller = connection.scope["user"] = await state.authenticator.user(bearer(connection))
     if options.get("admin_only") and not caller.is_admin:

@@ -69,6 +69,25 @@ class ContentType(StrEnum):
     VIDEO = "VIDEO"
 
 
+class InboxKind(StrEnum):
+    """WIDGET: a website's visitors write in; API: another system writes for its people."""
+
+    WIDGET = "WIDGET"
+    API = "API"
+
+
+class DeliveryStatus(StrEnum):
+    """How far an agent's message got on its way to the lead; it never goes back.
+
+    In this order: a message that failed may arrive after all, and what was read had arrived.
+    """
+
+    SENT = "sent"
+    FAILED = "failed"
+    DELIVERED = "delivered"
+    READ = "read"
+
+
 class Model(Struct, frozen=True, kw_only=True, rename="camel"):
     """The base of what the API sends."""
 
@@ -174,6 +193,7 @@ class Conversation(Model, frozen=True):
     """A conversation as one user sees it: `unread_count` is that user's own."""
 
     id: UUID
+    inbox_id: UUID | None
     lead: Lead
     assigned_agent: AssignedAgent | None
     status: Status
@@ -203,7 +223,10 @@ class Attachment(Model, frozen=True):
 
 
 class Message(Model, frozen=True):
-    """One entry of a conversation's log; `seq` has no gaps and follows the commit order."""
+    """One entry of a conversation's log; `seq` has no gaps and follows the commit order.
+
+    `status` is how far an agent's public message got; null for all others.
+    """
 
     id: UUID
     conversation_id: UUID
@@ -215,6 +238,29 @@ class Message(Model, frozen=True):
     media_url: str | None
     attachments: Sequence[Attachment]
     private: bool
+    status: DeliveryStatus | None
+    client_message_id: str | None
+    created_at: Timestamp
+
+
+class PublicSender(Model, frozen=True):
+    """An agent or the lead, as a visitor may know them."""
+
+    name: str
+
+
+class PublicMessage(Model, frozen=True):
+    """A message as its lead sees it; `seq` counts the public messages, without gaps."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    sender_type: SenderType
+    sender: PublicSender | None
+    content_type: ContentType
+    content_text: str | None
+    media_url: str | None
+    attachments: Sequence[Attachment]
     client_message_id: str | None
     created_at: Timestamp
 
@@ -292,7 +338,15 @@ class Analysis(Model, frozen=True):
 
 class ApiKey(Model, frozen=True):
     id: UUID
+    inbox_id: UUID
     name: str
     prefix: str
     created_at: Timestamp
     last_used_at: Timestamp | None
+
+
+class KeyIdentity(Struct, frozen=True):
+    """An API key and the inbox for which it speaks."""
+
+    id: UUID
+    inbox_id: UUID

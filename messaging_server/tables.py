@@ -15,6 +15,7 @@ from piccolo.columns import (
     DoublePrecision,
     ForeignKey,
     Integer,
+    SmallInt,
     Text,
     Timestamptz,
 )
@@ -34,21 +35,47 @@ class Users(Table, tablename="users"):
     updated_at = Timestamptz()
 
 
+class Inboxes(Table, tablename="inboxes"):
+    id = UUID(primary_key=True, default=uuid7)
+    name = Text()
+    kind = Text()
+    allowed_origins = Array(base_column=Text(), default=list)
+    greeting = Text(null=True, default=None)
+    secret = Text(secret=True)
+    previous_secret = Text(null=True, default=None, secret=True)
+    previous_secret_until = Timestamptz(null=True, default=None)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+
+
 class Leads(Table, tablename="leads"):
     id = UUID(primary_key=True, default=uuid7)
+    inbox_id = ForeignKey(Inboxes)
+    identity = Text(null=True, default=None)
     external_id = Text(null=True, default=None)
     name = Text()
     email = Text(null=True, default=None)
     phone = Text(null=True, default=None)
     attributes = JSONB(default="{}")
     contact_changed_by_agent = Boolean(default=False)
+    contact_verified = Boolean(default=True)
     created_by = ForeignKey(Users)
     created_at = Timestamptz()
     updated_at = Timestamptz()
 
 
+class Visitors(Table, tablename="visitors"):
+    id = UUID(primary_key=True, default=uuid7)
+    inbox_id = ForeignKey(Inboxes, null=False)
+    lead_id = ForeignKey(Leads, null=False)
+    token_hash = Bytea(secret=True)
+    expires_at = Timestamptz()
+    created_at = Timestamptz()
+
+
 class Conversations(Table, tablename="conversations"):
     id = UUID(primary_key=True, default=uuid7)
+    inbox_id = ForeignKey(Inboxes)
     external_id = Text(null=True, default=None)
     lead_id = ForeignKey(Leads, null=False)
     assigned_agent_id = ForeignKey(Users)
@@ -64,6 +91,7 @@ class Conversations(Table, tablename="conversations"):
     ai_updated_at = Timestamptz(null=True, default=None)
     last_seq = Integer(default=0)
     last_public_seq = Integer(default=0)
+    public_count = Integer(default=0)
     lead_message_count = Integer(default=0)
     last_message_sender_type = Text(null=True, default=None)
     last_message_content_type = Text(null=True, default=None)
@@ -92,6 +120,7 @@ class Messages(Table, tablename="messages"):
     id = UUID(primary_key=True, default=uuid7)
     conversation_id = UUID()
     seq = Integer()
+    public_seq = Integer(null=True, default=None)
     sender_type = Text()
     sender_id = UUID(null=True, default=None)
     content_type = Text(default="TEXT")
@@ -99,8 +128,11 @@ class Messages(Table, tablename="messages"):
     media_url = Text(null=True, default=None)
     private = Boolean(default=False)
     client_message_id = Text(null=True, default=None)
+    inbox_id = UUID(null=True, default=None)
     external_id = Text(null=True, default=None)
     lead_message_count = Integer()
+    delivery = SmallInt(default=0)
+    delivery_error = Text(null=True, default=None)
     created_at = Timestamptz()
 
 
@@ -153,6 +185,7 @@ class AnalysisSpending(Table, tablename="analysis_spending"):
 
 class ApiKeys(Table, tablename="api_keys"):
     id = UUID(primary_key=True, default=uuid7)
+    inbox_id = ForeignKey(Inboxes, null=False)
     name = Text()
     prefix = Text()
     key_hash = Bytea(secret=True)
@@ -172,7 +205,9 @@ class ConversationCounts(Table, tablename="conversation_counts"):
 
 TABLES: tuple[type[Table], ...] = (
     Users,
+    Inboxes,
     Leads,
+    Visitors,
     Conversations,
     Messages,
     ConversationReads,

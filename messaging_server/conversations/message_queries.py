@@ -13,7 +13,15 @@ from msgspec import Struct
 from uuid_utils.compat import uuid7
 
 from messaging_server.database import Database
-from messaging_server.models import Caller, ContentType, Message, Sender, SenderType, timestamp
+from messaging_server.models import (
+    Caller,
+    ContentType,
+    DeliveryStatus,
+    Message,
+    Sender,
+    SenderType,
+    timestamp,
+)
 
 CLIENT_ID_INDEX = "messages_client_message_id"
 EXTERNAL_ID_INDEX = "messages_external_id"
@@ -28,13 +36,14 @@ _EVERY_MESSAGE = """
 # A failed analysis keeps its back-off, one that was given up gets a new chance.
 _PUBLIC_MESSAGE = """,
     last_public_seq = c.last_seq + 1,
+    public_count = c.public_count + 1,
     last_message_sender_type = $6,
     last_message_content_type = $7,
-    last_message_preview = $12,
+    last_message_preview = $13,
     last_message_at = greatest(now(), c.last_activity_at),
     analysis_due_at = case
         when c.analysis_attempts > 0 and c.analysis_failed_at is null then c.analysis_due_at
-        else least(now() + $13, coalesce(c.analysis_first_at, now()) + $14) end,
+        else least(now() + $14, coalesce(c.analysis_first_at, now()) + $15) end,
     analysis_first_at = coalesce(c.analysis_first_at, now()),
     analysis_trigger = 'message',
     analysis_attempts = case when c.analysis_failed_at is null then c.analysis_attempts else 0 end,
@@ -62,30 +71,38 @@ with conversation as (
     update conversations c set {changes}
     where c.id = $1 and ($2::uuid is null or c.assigned_agent_id = $2)
         and ($3::integer is null or c.last_public_seq <= $3)
-    returning c.id, c.last_seq, c.lead_message_count, c.last_activity_at, c.version,
-        c.assigned_agent_id
+    returning c.id, c.last_seq, c.public_count, c.lead_message_count, c.last_activity_at,
+        c.version, c.assigned_agent_id
 ),
 message as (
     insert into messages (
-        id, conversation_id, seq, sender_type, sender_id, content_type, content_text, media_url,
-        private, client_message_id, external_id, lead_message_count, created_at
+        id, conversation_id, seq, public_seq, sender_type, sender_id, content_type, content_text,
+        media_url, private, client_message_id, external_id, inbox_id, lead_message_count,
+        created_at
     )
-    select $4, c.id, c.last_seq, $6, $5, $7, $8, $9, {private}, $10, $11,
+    select $4, c.id, c.last_seq, {public_seq}, $6, $5, $7, $8, $9, {private}, $10, $11, $12,
         c.lead_message_count, c.last_activity_at
     from conversation c
 )
-select last_seq, last_activity_at, version, assigned_agent_id from conversation
+select last_seq, {public_seq} as public_seq, last_activity_at, version, assigned_agent_id
+from conversation c
 """
 
 APPEND_FROM_LEAD = _APPEND.format(
-    changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _LEAD_MESSAGE, private="false"
+    changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _LEAD_MESSAGE,
+    private="false",
+    public_seq="c.public_count",
 )
-APPEND_REPLY = _APPEND.format(changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _REPLY, private="false")
-APPEND_NOTE = _APPEND.format(changes=_EVERY_MESSAGE, private="true")
+APPEND_REPLY = _APPEND.format(
+    changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _REPLY,
+    private="false",
+    public_seq="c.public_count",
+)
+APPEND_NOTE = _APPEND.format(changes=_EVERY_MESSAGE, private="true", public_seq="null::integer")
 
 _COLUMNS = """
     m.id, m.conversation_id, m.seq, m.sender_type, m.content_type, m.content_text, m.media_url,
-    m.private, m.client_message_id, m.created_at,
+    m.private, m.delivery, m.client_message_id, m.created_at,
     case m.sender_type when 'LEAD' then l.id when 'AGENT' then u.id end as sender_id,
     case m.sender_type
         when 'LEAD' then l.name
@@ -117,6 +134,7 @@ class Draft(Struct, frozen=True, kw_only=True):
     private: bool = False
     client_message_id: str | None = None
     external_id: str | None = None
+    inbox_id: UUID | None = None  # in which `external_id` is known
 
 
 class Appended(Struct, frozen=True):
@@ -124,6 +142,7 @@ class Appended(Struct, frozen=True):
 
     id: UUID
     seq: int
+    public_seq: int | None
     created_at: datetime
     version: int
     assigned_agent_id: UUID | None
@@ -162,6 +181,7 @@ async def append_message(
         draft.media_url,
         draft.client_message_id,
         draft.external_id,
+        draft.inbox_id,
     ]
     if draft.private:
         row = await database.fetch_row(APPEND_NOTE, *arguments)
@@ -175,25 +195,39 @@ async def append_message(
     return Appended(
         message_id,
         row["last_seq"],
+        row["public_seq"],
         row["last_activity_at"],
         row["version"],
         row["assigned_agent_id"],
     )
 
 
+DELIVERY = tuple(DeliveryStatus)
+"""The statuses by the number that is stored."""
+
+
+def status_of(
+    sender_type: SenderType, *, private: bool, delivery: int = 0
+) -> DeliveryStatus | None:
+    """Only what an agent says to the lead is on its way anywhere."""
+    return DELIVERY[delivery] if sender_type is SenderType.AGENT and not private else None
+
+
 def to_message(row: Mapping[str, Any]) -> Message:
     sender_id = row["sender_id"]
+    sender_type = SenderType(row["sender_type"])
     return Message(
         id=row["id"],
         conversation_id=row["conversation_id"],
         seq=row["seq"],
-        sender_type=SenderType(row["sender_type"]),
+        sender_type=sender_type,
         sender=Sender(id=sender_id, name=row["sender_name"]) if sender_id else None,
         content_type=ContentType(row["content_type"]),
         content_text=row["content_text"],
         media_url=row["media_url"],
         attachments=(),
         private=row["private"],
+        status=status_of(sender_type, private=row["private"], delivery=row["delivery"]),
         client_message_id=row["client_message_id"],
         created_at=timestamp(row["created_at"]),
     )
@@ -215,7 +249,7 @@ async def list_messages(
         from conversations c {_JOINS}
         left join lateral (
             select id, conversation_id, seq, sender_type, sender_id, content_type, content_text,
-                media_url, private, client_message_id, created_at
+                media_url, private, delivery, client_message_id, created_at
             from messages
             where conversation_id = c.id
                 and ($4::integer is null or seq {">" if ascending else "<"} $4)
@@ -268,14 +302,17 @@ async def fetch_by_client_id(
     )
 
 
-async def fetch_by_external_id(database: Database, external_id: str) -> tuple[Message, UUID] | None:
-    """The message that another system knows by this id, and its lead."""
+async def fetch_by_external_id(
+    database: Database, inbox_id: UUID, external_id: str
+) -> tuple[Message, UUID] | None:
+    """The message that the other system of this inbox knows by this id, and its lead."""
     row = await database.fetch_row(
         f"""
         select {_COLUMNS}, c.lead_id
         from messages m join conversations c on c.id = m.conversation_id {_JOINS} {_SENDER}
-        where m.external_id = $1
+        where m.inbox_id = $1 and m.external_id = $2
         """,
+        inbox_id,
         external_id,
     )
     return (to_message(row), row["lead_id"]) if row else None

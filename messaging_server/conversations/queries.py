@@ -35,9 +35,9 @@ VISIBLE = "($1 or c.assigned_agent_id = $2)"
 """$1: the caller is ADMIN; $2: the caller's id."""
 
 COLUMNS = f"""
-    c.id, c.status, c.priority, c.priority_source, c.tags, c.tags_source, c.ai_summary,
-    c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq, c.last_seq,
-    c.last_public_seq, c.last_message_sender_type, c.last_message_content_type,
+    c.id, c.inbox_id, c.status, c.priority, c.priority_source, c.tags, c.tags_source,
+    c.ai_summary, c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq,
+    c.last_seq, c.last_public_seq, c.last_message_sender_type, c.last_message_content_type,
     c.last_message_preview, c.last_message_at, c.last_activity_at, c.waiting_since,
     c.snoozed_until, c.created_at, c.updated_at, c.version, c.assigned_agent_id,
     {URGENT_SINCE} as urgent_since, now() as read_at,
@@ -61,6 +61,7 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
     status, priority = Status(row["status"]), _priority(row["priority"])
     return Conversation(
         id=row["id"],
+        inbox_id=row["inbox_id"],
         lead=_lead(row),
         assigned_agent=_agent(row),
         status=status,
@@ -194,53 +195,67 @@ async def fetch_heads(database: Database, conversation_ids: Sequence[UUID]) -> d
 
 
 async def insert_conversation(
-    database: Database, *, lead_id: UUID, agent_id: UUID | None, external_id: str | None = None
+    database: Database,
+    *,
+    lead_id: UUID,
+    agent_id: UUID | None,
+    inbox_id: UUID | None = None,
+    external_id: str | None = None,
 ) -> UUID:
-    """Raises `Conflict` when the external id is taken, `NotFound` when the lead is gone."""
+    """Raises `Conflict` when the external id is taken, `NotFound` when lead or inbox is gone."""
     conversation_id = uuid7()
     try:
         await database.execute(
             """
-            insert into conversations (id, lead_id, assigned_agent_id, external_id)
-            values ($1, $2, $3, $4)
+            insert into conversations (id, lead_id, assigned_agent_id, inbox_id, external_id)
+            values ($1, $2, $3, $4, $5)
             """,
             conversation_id,
             lead_id,
             agent_id,
+            inbox_id,
             external_id,
         )
     except asyncpg.UniqueViolationError:
         raise Conflict("The conversation was created at the same moment; try again") from None
-    except asyncpg.ForeignKeyViolationError:
-        raise NotFound("No such lead") from None
+    except asyncpg.ForeignKeyViolationError as error:
+        missing = "inbox" if "inbox" in str(error.constraint_name) else "lead"
+        raise NotFound(f"No such {missing}") from None
     return conversation_id
 
 
 async def fetch_external_conversation(
-    database: Database, external_id: str
+    database: Database, inbox_id: UUID, external_id: str
 ) -> tuple[UUID, UUID] | None:
-    """The conversation that another system knows by this id, and its lead."""
+    """The conversation that the other system of this inbox knows by this id, and its lead."""
     row = await database.fetch_row(
-        "select id, lead_id from conversations where external_id = $1", external_id
+        "select id, lead_id from conversations where inbox_id = $1 and external_id = $2",
+        inbox_id,
+        external_id,
     )
     return (row["id"], row["lead_id"]) if row else None
 
 
-async def lock_external_conversation(database: Database, external_id: str) -> None:
+async def lock_external_conversation(database: Database, inbox_id: UUID, external_id: str) -> None:
     """Until the end of the transaction: two first messages must not make two conversations."""
-    await database.execute("select pg_advisory_xact_lock(hashtextextended($1, 2))", external_id)
+    await database.execute(
+        "select pg_advisory_xact_lock(hashtextextended($1 || $2, 2))", str(inbox_id), external_id
+    )
 
 
-async def fetch_newest_conversation(database: Database, lead_id: UUID) -> UUID | None:
-    """Of those that no external id claims."""
+async def fetch_newest_conversation(
+    database: Database, lead_id: UUID, inbox_id: UUID
+) -> UUID | None:
+    """Of this inbox, or begun by an agent, and claimed by no external id."""
     conversation_id: UUID | None = await database.fetch_value(
         """
         select id from conversations
-        where lead_id = $1 and external_id is null
+        where lead_id = $1 and (inbox_id = $2 or inbox_id is null) and external_id is null
         order by last_activity_at desc, id desc
         limit 1
         """,
         lead_id,
+        inbox_id,
     )
     return conversation_id
 

@@ -317,6 +317,7 @@ def announce(database: Database, draft: Draft, appended: Appended, sender: Sende
         media_url=draft.media_url,
         attachments=(),
         private=draft.private,
+        status=message_queries.status_of(draft.sender_type, private=draft.private),
         client_message_id=draft.client_message_id,
         created_at=timestamp(appended.created_at),
     )
@@ -324,6 +325,7 @@ def announce(database: Database, draft: Draft, appended: Appended, sender: Sende
     database.publish(
         MessageCreated(
             message=message,
+            public_seq=appended.public_seq,
             version=appended.version,
             assigned_agent_id=appended.assigned_agent_id,
         )

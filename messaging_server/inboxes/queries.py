@@ -8,7 +8,7 @@ from msgspec import Struct
 from uuid_utils.compat import uuid7
 
 from messaging_server.database import Database
-from messaging_server.models import ApiKey, timestamp
+from messaging_server.models import ApiKey, KeyIdentity, timestamp
 from messaging_server.tables import ApiKeys
 
 
@@ -21,6 +21,7 @@ def to_api_key(row: asyncpg.Record) -> ApiKey:
     last_used_at = row["last_used_at"]
     return ApiKey(
         id=row["id"],
+        inbox_id=row["inbox_id"],
         name=row["name"],
         prefix=row["prefix"],
         created_at=timestamp(row["created_at"]),
@@ -29,21 +30,33 @@ def to_api_key(row: asyncpg.Record) -> ApiKey:
 
 
 async def insert_api_key(
-    database: Database, *, name: str, prefix: str, key_hash: bytes, created_by: UUID
-) -> UUID:
-    key_id = uuid7()
-    await database.execute(
+    database: Database,
+    *,
+    inbox_id: UUID | None,
+    name: str,
+    prefix: str,
+    key_hash: bytes,
+    created_by: UUID,
+) -> tuple[UUID, UUID] | None:
+    """The ids of the key and of its inbox: by default the oldest API inbox; None if not there."""
+    row = await database.fetch_row(
         """
-        insert into api_keys (id, name, prefix, key_hash, created_by)
-        values ($1, $2, $3, $4, $5)
+        insert into api_keys (id, inbox_id, name, prefix, key_hash, created_by)
+        select $1, i.id, $3, $4, $5, $6
+        from inboxes i
+        where i.kind = 'API' and ($2::uuid is null or i.id = $2)
+        order by i.created_at, i.id
+        limit 1
+        returning id, inbox_id
         """,
-        key_id,
+        uuid7(),
+        inbox_id,
         name,
         prefix,
         key_hash,
         created_by,
     )
-    return key_id
+    return (row["id"], row["inbox_id"]) if row else None
 
 
 async def list_api_keys(
@@ -52,7 +65,7 @@ async def list_api_keys(
     """Oldest first."""
     rows = await database.fetch(
         """
-        select id, name, prefix, created_at, last_used_at
+        select id, inbox_id, name, prefix, created_at, last_used_at
         from api_keys
         where $2::timestamptz is null or (created_at, id) > ($2, $3::uuid)
         order by created_at, id
@@ -67,9 +80,11 @@ async def list_api_keys(
     return [to_api_key(row) for row in rows[:limit]], following
 
 
-async def fetch_api_key_id(database: Database, key_hash: bytes) -> UUID | None:
-    rows = await database.run(ApiKeys.select(ApiKeys.id).where(ApiKeys.key_hash == key_hash))
-    return rows[0]["id"] if rows else None
+async def fetch_api_key(database: Database, key_hash: bytes) -> KeyIdentity | None:
+    rows = await database.run(
+        ApiKeys.select(ApiKeys.id, ApiKeys.inbox_id).where(ApiKeys.key_hash == key_hash)
+    )
+    return KeyIdentity(rows[0]["id"], rows[0]["inbox_id"]) if rows else None
 
 
 async def touch_api_keys(database: Database, key_ids: list[UUID]) -> None:

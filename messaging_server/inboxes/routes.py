@@ -31,7 +31,9 @@ RECEIVED_BEFORE = ResponseSpec(
 @post("/inbound", opt=API_KEY, tags=["Inbound"], responses={200: RECEIVED_BEFORE})
 async def receive(request: Request, data: JSONBody[Inbound]) -> Response[Success[InboundResult]]:
     """A lead's message in one call, with an API key; a repeated `externalId` answers 200."""
-    received = await service.receive(request.database, data, debounce=request.app.state.debounce)
+    received = await service.receive(
+        request.database, request.api_key.inbox_id, data, debounce=request.app.state.debounce
+    )
     return Response(Success(data=received.result), status_code=201 if received.created else 200)
 
 

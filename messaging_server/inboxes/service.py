@@ -17,12 +17,12 @@ from messaging_server.conversations.service import (
     preview_of,
 )
 from messaging_server.database import Database
-from messaging_server.errors import Conflict, NotFound, Unauthenticated
+from messaging_server.errors import Conflict, NotFound, Unauthenticated, ValidationFailed
 from messaging_server.events import ConversationCreated
 from messaging_server.inboxes import queries
 from messaging_server.leads import queries as lead_queries
 from messaging_server.leads.service import LeadEmail, LeadName, LeadPhone
-from messaging_server.models import Caller, Message, Model, Request, Sender, SenderType
+from messaging_server.models import Caller, KeyIdentity, Message, Model, Request, Sender, SenderType
 from messaging_server.security import API_KEY_PREFIX, hash_key, new_api_key
 
 SHOWN_PREFIX_CHARACTERS = len(API_KEY_PREFIX) + 6
@@ -31,13 +31,17 @@ ExternalId = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class NewApiKey(Request, frozen=True):
+    """Without `inboxId` the key belongs to the oldest API inbox."""
+
     name: Annotated[str, Meta(min_length=1, max_length=200)]
+    inbox_id: UUID | None = None
 
 
 class ShownApiKey(Model, frozen=True):
     """A new key; `key` is shown this once and stored only as a hash."""
 
     id: UUID
+    inbox_id: UUID
     name: str
     key: str
 
@@ -79,9 +83,9 @@ class ApiKeyCheck:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._cache: dict[bytes, tuple[UUID, float]] = {}
+        self._cache: dict[bytes, tuple[KeyIdentity, float]] = {}
 
-    async def authenticate(self, key: str) -> UUID:
+    async def authenticate(self, key: str) -> KeyIdentity:
         """Raises `Unauthenticated` for a key that does not exist (any more)."""
         if not key.startswith(API_KEY_PREFIX):
             raise Unauthenticated("This call needs an API key: Authorization: Bearer ik_…")
@@ -89,14 +93,14 @@ class ApiKeyCheck:
         cached = self._cache.get(key_hash)
         if cached is not None and cached[1] > time.monotonic():
             return cached[0]
-        key_id = await queries.fetch_api_key_id(self._database, key_hash)
-        if key_id is None:
+        identity = await queries.fetch_api_key(self._database, key_hash)
+        if identity is None:
             raise Unauthenticated("The API key is not valid")
-        await queries.touch_api_keys(self._database, [key_id])
+        await queries.touch_api_keys(self._database, [identity.id])
         if len(self._cache) >= self.CACHE_SIZE:
             self._cache.clear()
-        self._cache[key_hash] = (key_id, time.monotonic() + self.CACHE_SECONDS)
-        return key_id
+        self._cache[key_hash] = (identity, time.monotonic() + self.CACHE_SECONDS)
+        return identity
 
     def forget(self) -> None:
         """After a key was deleted: the next call of each is looked up again."""
@@ -105,14 +109,18 @@ class ApiKeyCheck:
 
 async def create_api_key(database: Database, caller: Caller, request: NewApiKey) -> ShownApiKey:
     key = new_api_key()
-    key_id = await queries.insert_api_key(
+    made = await queries.insert_api_key(
         database,
+        inbox_id=request.inbox_id,
         name=request.name,
         prefix=key[:SHOWN_PREFIX_CHARACTERS],
         key_hash=hash_key(key),
         created_by=caller.id,
     )
-    return ShownApiKey(id=key_id, name=request.name, key=key)
+    if made is None:
+        raise ValidationFailed.of("inboxId", "is not an inbox of kind API")
+    key_id, inbox_id = made
+    return ShownApiKey(id=key_id, inbox_id=inbox_id, name=request.name, key=key)
 
 
 async def delete_api_key(database: Database, keys: ApiKeyCheck, key_id: UUID) -> None:
@@ -121,25 +129,27 @@ async def delete_api_key(database: Database, keys: ApiKeyCheck, key_id: UUID) ->
     keys.forget()
 
 
-async def receive(database: Database, inbound: Inbound, *, debounce: Debounce) -> Received:
+async def receive(
+    database: Database, inbox_id: UUID, inbound: Inbound, *, debounce: Debounce
+) -> Received:
     """Find or create lead and conversation, and append the lead's message: all or nothing."""
     check_content(inbound.message)
-    before = await _received_before(database, inbound.external_id)
+    before = await _received_before(database, inbox_id, inbound.external_id)
     if before is not None:
         return before
     try:
         async with database.transaction():
-            result = await _append(database, inbound, debounce)
+            result = await _append(database, inbox_id, inbound, debounce)
     except (asyncpg.UniqueViolationError, NotFound):  # a lead may be deleted at any moment
-        before = await _received_before(database, inbound.external_id)
+        before = await _received_before(database, inbox_id, inbound.external_id)
         if before is None:
             raise Conflict("The same message came at the same moment; try again") from None
         return before
     return Received(result, created=True)
 
 
-async def _received_before(database: Database, external_id: str) -> Received | None:
-    found = await message_queries.fetch_by_external_id(database, external_id)
+async def _received_before(database: Database, inbox_id: UUID, external_id: str) -> Received | None:
+    found = await message_queries.fetch_by_external_id(database, inbox_id, external_id)
     if found is None:
         return None
     message, lead_id = found
@@ -149,8 +159,10 @@ async def _received_before(database: Database, external_id: str) -> Received | N
     return Received(result, created=False)
 
 
-async def _append(database: Database, inbound: Inbound, debounce: Debounce) -> InboundResult:
-    conversation_id, lead_id = await _conversation_of(database, inbound)
+async def _append(
+    database: Database, inbox_id: UUID, inbound: Inbound, debounce: Debounce
+) -> InboundResult:
+    conversation_id, lead_id = await _conversation_of(database, inbox_id, inbound)
     lead_name = await lead_queries.fetch_lead_name(database, lead_id)
     draft = Draft(
         conversation_id=conversation_id,
@@ -161,6 +173,7 @@ async def _append(database: Database, inbound: Inbound, debounce: Debounce) -> I
         media_url=inbound.message.media_url,
         preview=preview_of(inbound.message),
         external_id=inbound.external_id,
+        inbox_id=inbox_id,
     )
     appended = await message_queries.append_message(
         database, draft, only_agent_id=None, expected_last_seq=None, debounce=debounce
@@ -171,36 +184,43 @@ async def _append(database: Database, inbound: Inbound, debounce: Debounce) -> I
     return InboundResult(lead_id=lead_id, conversation_id=conversation_id, message=message)
 
 
-async def _conversation_of(database: Database, inbound: Inbound) -> tuple[UUID, UUID]:
+async def _conversation_of(
+    database: Database, inbox_id: UUID, inbound: Inbound
+) -> tuple[UUID, UUID]:
     """The conversation and its lead, created where there is none."""
     external_id = inbound.conversation_external_id
     if external_id is not None:
-        found = await _external_conversation(database, external_id)
+        found = await _external_conversation(database, inbox_id, external_id)
         if found is not None:
             return found
     lead = inbound.lead
     lead_id = await lead_queries.find_or_insert_lead(
         database,
+        inbox_id,
         external_id=lead.external_id,
         name=lead.name,
         email=lead.email.strip() if lead.email else None,
         phone=lead.phone,
     )
     if external_id is None:
-        newest = await conversation_queries.fetch_newest_conversation(database, lead_id)
+        newest = await conversation_queries.fetch_newest_conversation(database, lead_id, inbox_id)
         if newest is not None:
             return newest, lead_id
     conversation_id = await conversation_queries.insert_conversation(
-        database, lead_id=lead_id, agent_id=None, external_id=external_id
+        database, lead_id=lead_id, agent_id=None, inbox_id=inbox_id, external_id=external_id
     )
     database.publish(ConversationCreated(conversation_id=conversation_id, assigned_agent_id=None))
     return conversation_id, lead_id
 
 
-async def _external_conversation(database: Database, external_id: str) -> tuple[UUID, UUID] | None:
+async def _external_conversation(
+    database: Database, inbox_id: UUID, external_id: str
+) -> tuple[UUID, UUID] | None:
     """As in `_conversation_of`; None means that the caller, and nobody else, may create it."""
-    found = await conversation_queries.fetch_external_conversation(database, external_id)
+    found = await conversation_queries.fetch_external_conversation(database, inbox_id, external_id)
     if found is None:
-        await conversation_queries.lock_external_conversation(database, external_id)
-        found = await conversation_queries.fetch_external_conversation(database, external_id)
+        await conversation_queries.lock_external_conversation(database, inbox_id, external_id)
+        found = await conversation_queries.fetch_external_conversation(
+            database, inbox_id, external_id
+        )
     return found

@@ -48,13 +48,15 @@ async def insert_lead(
     email: str | None,
     phone: str | None,
     attributes: Mapping[str, Any] | None = None,
+    inbox_id: UUID | None = None,
     external_id: str | None = None,
     created_by: UUID | None = None,
 ) -> Lead:
     row = await database.fetch_row(
         f"""
-        insert into leads as l (id, name, email, phone, attributes, external_id, created_by)
-        values ($1, $2, $3, $4, $5::jsonb, $6, $7)
+        insert into leads as l
+            (id, name, email, phone, attributes, inbox_id, external_id, created_by)
+        values ($1, $2, $3, $4, $5::jsonb, $6, $7, $8)
         returning {COLUMNS}
         """,
         uuid7(),
@@ -62,6 +64,7 @@ async def insert_lead(
         email,
         phone,
         msgspec.json.encode(attributes or {}).decode(),
+        inbox_id,
         external_id,
         created_by,
     )
@@ -192,33 +195,43 @@ async def delete_lead(database: Database, lead_id: UUID) -> Erased | None:
 
 async def find_or_insert_lead(
     database: Database,
+    inbox_id: UUID,
     *,
     external_id: str | None,
     name: str,
     email: str | None,
     phone: str | None,
 ) -> UUID:
-    """The lead that another system means: by its external id, else by e-mail, else by phone.
+    """The lead that an inbox's other system means: by its external id, else by e-mail or phone.
 
+    An external id is known in its inbox only; e-mail and phone are the same person everywhere.
     Call it in a transaction: an advisory lock keeps two first messages from making two leads.
     """
     identity = external_id or email or phone
     if identity is None:
         return (await insert_lead(database, name=name, email=None, phone=None)).id
     await database.execute("select pg_advisory_xact_lock(hashtextextended(lower($1), 1))", identity)
-    same = "external_id = $1"
-    if not external_id:
-        # What an agent changed must not bring other customers' messages to that agent.
+    arguments: list[str | UUID] = [identity]
+    if external_id:
+        same = "external_id = $1 and inbox_id = $2"
+        arguments.append(inbox_id)
+    else:
+        # What an agent changed or a visitor claims must not draw other people's messages there.
         same = "lower(email) = lower($1)" if email else "phone = $1"
-        same += " and not contact_changed_by_agent"
+        same += " and contact_verified and not contact_changed_by_agent"
     found: UUID | None = await database.fetch_value(
-        f"select id from leads where {same} order by created_at, id limit 1", identity
+        f"select id from leads where {same} order by created_at, id limit 1", *arguments
     )
     if found is not None:
         return found
     try:
         lead = await insert_lead(
-            database, name=name, email=email, phone=phone, external_id=external_id
+            database,
+            name=name,
+            email=email,
+            phone=phone,
+            inbox_id=inbox_id if external_id else None,
+            external_id=external_id,
         )
     except asyncpg.UniqueViolationError:
         raise Conflict("The lead was created at the same moment; try again") from None

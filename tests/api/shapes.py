@@ -17,6 +17,11 @@ def uuid7(value: Any) -> bool:
     return isinstance(value, str) and str(UUID(value)) == value and UUID(value).version == 7
 
 
+def uuid_of_any_version(value: Any) -> bool:
+    """The inboxes of a new installation are made by SQL."""
+    return isinstance(value, str) and str(UUID(value)) == value
+
+
 def one_of(*values: str) -> Callable[[Any], bool]:
     return lambda value: value in values
 
@@ -98,6 +103,7 @@ LAST_MESSAGE = {
 URGENCY = {"score": float, "reason": str}
 CONVERSATION = {
     "id": uuid7,
+    "inboxId": (uuid_of_any_version, None),
     "lead": LEAD,
     "assignedAgent": ({"id": uuid7, "email": str, "name": (str, None)}, None),
     "status": one_of("OPEN", "SNOOZED", "RESOLVED"),
@@ -128,6 +134,7 @@ MESSAGE = {
     "mediaUrl": (str, None),
     "attachments": list,
     "private": bool,
+    "status": (one_of("sent", "failed", "delivered", "read"), None),
     "clientMessageId": (str, None),
     "createdAt": time,
 }
@@ -135,12 +142,13 @@ READ_MARK = {"conversationId": uuid7, "seq": int, "unreadCount": int}
 INBOUND = {"leadId": uuid7, "conversationId": uuid7, "message": MESSAGE}
 API_KEY = {
     "id": uuid7,
+    "inboxId": uuid_of_any_version,
     "name": str,
     "prefix": str,
     "createdAt": time,
     "lastUsedAt": (time, None),
 }
-SHOWN_API_KEY = {"id": uuid7, "name": str, "key": str}
+SHOWN_API_KEY = {"id": uuid7, "inboxId": uuid_of_any_version, "name": str, "key": str}
 METRICS = {
     "totalConversations": int,
     "totalUnreplied": int,

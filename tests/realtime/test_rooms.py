@@ -34,6 +34,7 @@ def message(seq: int, conversation_id: UUID = CONVERSATION) -> Message:
         media_url=None,
         attachments=(),
         private=False,
+        status=None,
         client_message_id=None,
         created_at="2026-01-31T12:00:00.000Z",
     )
