@@ -21,6 +21,7 @@ from messaging_server.conversations.service import (
 from messaging_server.errors import ValidationFailed
 from messaging_server.http import (
     ADMIN_ONLY,
+    Direct,
     Failure,
     PageCursor,
     PageLimit,
@@ -160,6 +161,7 @@ async def list_messages(
 
 @post(
     "/conversations/{conversation_id:uuid}/messages",
+    middleware=[Direct],
     tags=["Messages"],
     responses={200: SENT_BEFORE},
 )
