@@ -20,6 +20,7 @@ from messaging_server.analysis.suggestions import Suggestions
 from messaging_server.config import Config
 from messaging_server.conversations import routes as conversation_routes
 from messaging_server.conversations.message_queries import Debounce
+from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.dashboard import routes as dashboard_routes
 from messaging_server.database import Database
 from messaging_server.events import Bus
@@ -111,6 +112,7 @@ def create_app(config: Config) -> Litestar:
                     quiet=timedelta(seconds=config.analysis.quiet_seconds),
                     max_wait=timedelta(seconds=config.analysis.max_wait_seconds),
                 ),
+                "view_cache": ViewCache(),
                 "analysis": analysis,
                 "suggestions": suggestions,
                 "realtime": realtime,

@@ -10,10 +10,11 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from uuid_utils.compat import uuid7
 
 from messaging_server.conversations.urgency import URGENT_SINCE, urgency_of
+from messaging_server.conversations.view_cache import Versions, ViewCache
 from messaging_server.database import Database, row_count
 from messaging_server.errors import Conflict, NotFound
 from messaging_server.models import (
@@ -34,14 +35,20 @@ from messaging_server.models import (
 VISIBLE = "($1 or c.assigned_agent_id = $2)"
 """$1: the caller is ADMIN; $2: the caller's id."""
 
+LOOK = f"""
+    c.waiting_since, {URGENT_SINCE} as urgent_since, now() as read_at,
+    c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count
+"""
+"""What depends on the viewer or on the moment."""
+
+VERSIONS = "c.id, c.xmin as version_of_row, l.xmin as version_of_lead, u.xmin as version_of_agent"
+
 COLUMNS = f"""
     c.id, c.inbox_id, c.status, c.priority, c.priority_source, c.tags, c.tags_source,
     c.ai_summary, c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq,
     c.last_seq, c.last_public_seq, c.last_message_sender_type, c.last_message_content_type,
-    c.last_message_preview, c.last_message_at, c.last_activity_at, c.waiting_since,
-    c.snoozed_until, c.created_at, c.updated_at, c.version, c.assigned_agent_id,
-    {URGENT_SINCE} as urgent_since, now() as read_at,
-    c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count,
+    c.last_message_preview, c.last_message_at, c.snoozed_until, c.created_at, c.updated_at,
+    c.version, c.assigned_agent_id, {LOOK},
     u.email as agent_email, u.name as agent_name,
     l.id as lead_id, l.name as lead_name, l.email as lead_email, l.phone as lead_phone,
     l.attributes as lead_attributes, l.created_at as lead_created_at,
@@ -157,6 +164,56 @@ async def fetch_conversation(
         conversation_id,
     )
     return to_conversation(row) if row else None
+
+
+async def views_of(
+    database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
+) -> list[Conversation]:
+    """The conversations of rows with `VERSIONS` and `LOOK`; without those just lost to sight."""
+    found = {row["id"]: cache.find(row["id"], versions_of(row)) for row in rows}
+    missing = [conversation_id for conversation_id, view in found.items() if view is None]
+    if missing:
+        found |= await _read_views(database, cache, caller, missing)
+    return [_as_of(row, view) for row in rows if (view := found[row["id"]]) is not None]
+
+
+async def _read_views(
+    database: Database, cache: ViewCache, caller: Caller, conversation_ids: list[UUID]
+) -> dict[UUID, Conversation]:
+    rows = await database.fetch(
+        f"""
+        select {VERSIONS}, {COLUMNS}
+        from conversations c {JOINS.format(user_id="$2")}
+        where {VISIBLE} and c.id = any($3)
+        """,
+        caller.is_admin,
+        caller.id,
+        conversation_ids,
+    )
+    found = {}
+    for row in rows:
+        found[row["id"]] = conversation = to_conversation(row)
+        cache.keep(versions_of(row), conversation)
+    return found
+
+
+def versions_of(row: Mapping[str, Any]) -> Versions:
+    return row["version_of_row"], row["version_of_lead"], row["version_of_agent"]
+
+
+def _as_of(row: Mapping[str, Any], view: Conversation) -> Conversation:
+    """`view` with what depends on the viewer or the moment."""
+    unread_count = row["unread_count"]
+    if unread_count == view.unread_count and view.urgency is None:
+        return view
+    urgency = urgency_of(
+        view.status,
+        view.priority,
+        waiting_since=row["waiting_since"],
+        urgent_since=row["urgent_since"],
+        now=row["read_at"],
+    )
+    return structs.replace(view, unread_count=unread_count, urgency=urgency)
 
 
 async def fetch_views(

@@ -65,6 +65,7 @@ async def list_conversations(
     """Conversations for which all given filters hold; by urgency only those that need a reply."""
     conversations, following = await search.list_conversations(
         request.database,
+        request.app.state.view_cache,
         request.caller,
         Filters(
             sort=sort,

@@ -12,8 +12,9 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from messaging_server.conversations.queries import COLUMNS, JOINS, to_conversation
+from messaging_server.conversations.queries import JOINS, LOOK, VERSIONS, views_of
 from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
+from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
 from messaging_server.leads.queries import search_condition, search_pattern
@@ -23,7 +24,9 @@ MATCHING_LEADS = 1_000
 SAMPLE = 50
 SEPARATORS = dict.fromkeys(map(ord, "./@-_:+&=?#"), " ")
 """What `messages.words` takes for spaces, so that PED-4711 is found by 4711."""
-MESSAGE_MATCHES = "m.words @@ to_tsquery('simple', {query})"
+INDEXED_MATCH = "m.words @@ to_tsquery('simple', {query})"
+MATCH_IN_PLACE = "coalesce(m.words, '') @@ to_tsquery('simple', {query})"
+"""For a few messages at hand: an expression keeps Postgres from asking the index of words."""
 
 
 class Sort(StrEnum):
@@ -89,14 +92,16 @@ class Statement:
 
 async def list_conversations(
     database: Database,
+    cache: ViewCache,
     caller: Caller,
     filters: Filters,
     *,
     limit: int,
     cursor: ConversationCursor | None,
 ) -> tuple[list[Conversation], ConversationCursor | None]:
-    """One page in one query, two with a search; the cursor of the next, if there is one.
+    """One page, and the cursor of the next, if there is one.
 
+    Which conversations they are is read first, then those that `cache` does not hold as they are.
     Raises `ValidationFailed` for a cursor of another sort.
     """
     if cursor is not None and cursor.sort is not filters.sort:
@@ -109,9 +114,11 @@ async def list_conversations(
     if filters.search is not None:
         common = await is_common(database, caller, filters, cursor)
         matches = matching(statement, caller, filters, size=size, common=common)
-    source = f"({matches}) c" if matches else "conversations c"
+    source = "conversations c"
+    if matches:
+        source = f"({matches}) found join conversations c on c.id = found.id"
     sql = f"""
-        select {COLUMNS}
+        select {VERSIONS}, c.last_activity_at, {LOOK}
         from {source} {joins}
         {where(statement.conditions) if not matches else ""}
         {ORDERS[filters.sort].clause}
@@ -122,7 +129,7 @@ async def list_conversations(
     rows = await fetch(sql, *statement.arguments)
     last = rows[limit - 1] if len(rows) > limit else None
     following = cursor_after(last, filters.sort) if last else None
-    return [to_conversation(row) for row in rows[:limit]], following
+    return await views_of(database, cache, caller, rows[:limit]), following
 
 
 def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
@@ -186,7 +193,7 @@ async def is_common(
                 order by m.seq desc
                 limit {SAMPLE}
             ) m
-            where {MESSAGE_MATCHES.format(query=query)}
+            where {MATCH_IN_PLACE.format(query=query)}
         )
     """
     return bool((await database.fetch_planned(sql, *statement.arguments))[0][0])
@@ -201,16 +208,17 @@ def matching(
     going through the first conversations soon finds enough (`offset 0` keeps that order).
     """
     search = filters.search or ""
-    message_matches = MESSAGE_MATCHES.format(query=statement.parameter(text_query(search)))
+    query = statement.parameter(text_query(search))
     if common:
         by_message = f"""exists (
             select 1 from messages m
-            where m.conversation_id = c.id and {message_matches}
+            where m.conversation_id = c.id and {MATCH_IN_PLACE.format(query=query)}
             offset 0
         )"""
     else:
         by_message = f"""c.id = any(array(
-            select distinct m.conversation_id from messages m where {message_matches}
+            select distinct m.conversation_id from messages m
+            where {INDEXED_MATCH.format(query=query)}
         ))"""
     pattern = statement.parameter(search_pattern(search))
     theirs = ""
@@ -225,7 +233,7 @@ def matching(
     ))"""
     return " union ".join(
         f"""(
-            select c.* from conversations c
+            select c.id from conversations c
             {where([*statement.conditions, branch])}
             {ORDERS[filters.sort].clause}
             limit {size}

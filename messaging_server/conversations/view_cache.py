@@ -1,0 +1,40 @@
+"""Conversations as they were read last, so that a list reads only what has changed since.
+
+Most of a page's cost is turning rows into conversations, and most of a page is the same the next
+time. A row version has its own `xmin` (the id of the transaction that wrote it), so a view is as
+good as new while the rows that it was made of still have theirs, whoever writes them. What
+depends on the moment or on the viewer (urgency, unread count) is filled in anew.
+"""
+
+from uuid import UUID
+
+from msgspec import Struct
+
+from messaging_server.models import Conversation
+
+MAX_VIEWS = 10_000
+
+Versions = tuple[int, int, int | None]
+"""`xmin` of the conversation, its lead and its agent."""
+
+
+class View(Struct, frozen=True):
+    versions: Versions
+    conversation: Conversation
+
+
+class ViewCache:
+    """At most `MAX_VIEWS`, about 2 KB each; the one that came first goes first."""
+
+    def __init__(self) -> None:
+        self._views: dict[UUID, View] = {}
+
+    def find(self, conversation_id: UUID, versions: Versions) -> Conversation | None:
+        view = self._views.get(conversation_id)
+        return view.conversation if view is not None and view.versions == versions else None
+
+    def keep(self, versions: Versions, conversation: Conversation) -> None:
+        """Not for what a transaction has read that may still change it."""
+        if len(self._views) >= MAX_VIEWS and conversation.id not in self._views:
+            del self._views[next(iter(self._views))]
+        self._views[conversation.id] = View(versions, conversation)

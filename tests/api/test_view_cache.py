@@ -1,0 +1,130 @@
+"""Lists come from a cache: they must never show anything but what Postgres holds."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import pytest
+from msgspec import structs
+from uuid_utils.compat import uuid7
+
+from messaging_server.conversations import view_cache
+from messaging_server.conversations.view_cache import ViewCache
+from messaging_server.models import Conversation
+from tests.client import Api
+
+
+def execute(dsn: str, sql: str, *arguments: Any) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute(sql, *arguments)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+def listed(user: Api, conversation_id: str) -> dict[str, Any] | None:
+    items = user.get("/conversations", limit=100)["items"]
+    return next((item for item in items if item["id"] == conversation_id), None)
+
+
+CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "conversation": (
+        "update conversations set priority = 'HIGH' where id = $1",
+        lambda seen: seen["priority"] == "HIGH",
+    ),
+    "lead": (
+        """
+        update leads set name = 'Zoe'
+        where id = (select lead_id from conversations where id = $1)
+        """,
+        lambda seen: seen["lead"]["name"] == "Zoe",
+    ),
+    "agent": (
+        """
+        update users set name = 'Bea'
+        where id = (select assigned_agent_id from conversations where id = $1)
+        """,
+        lambda seen: seen["assignedAgent"]["name"] == "Bea",
+    ),
+    "assignment": (
+        "update conversations set assigned_agent_id = null where id = $1",
+        lambda seen: seen["assignedAgent"] is None,
+    ),
+    "waiting": (
+        "update conversations set waiting_since = now() - interval '3 hours' where id = $1",
+        lambda seen: seen["urgency"]["score"] == pytest.approx(15, abs=0.11),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whoever_changes_a_row_the_list_shows_it(
+    api: Api, agent: Api, api_dsn: str, what: str
+) -> None:
+    conversation_id = api.new_conversation(agent)["id"]
+    change, shows = CHANGES[what]
+    before = listed(api, conversation_id)
+    assert before is not None
+    assert before == listed(api, conversation_id) == api.get(f"/conversations/{conversation_id}")
+    execute(api_dsn, change, UUID(conversation_id))
+    after = listed(api, conversation_id)
+    assert after is not None
+    assert shows(after)
+    assert after == api.get(f"/conversations/{conversation_id}")
+
+
+def test_what_a_cache_holds_is_still_each_users_own(api: Api, agent: Api, stranger: Api) -> None:
+    conversation = api.new_conversation(agent)
+    key = api.new_key()
+    key.inbound("one", lead={"name": "Ana", "email": conversation["lead"]["email"]})
+    key.inbound("two", lead={"name": "Ana", "email": conversation["lead"]["email"]})
+    agent.post(f"/conversations/{conversation['id']}/read", {"seq": 1}, expect=200)
+    for _ in range(2):
+        seen = [listed(user, conversation["id"]) for user in (api, agent, stranger)]
+        assert [view and view["unreadCount"] for view in seen] == [2, 1, None]
+    api.post(f"/conversations/{conversation['id']}/assign", {"agentId": None}, expect=200)
+    assert listed(agent, conversation["id"]) is None
+
+
+def test_random_changes_never_leave_a_stale_list(api: Api, agent: Api) -> None:
+    rng = random.Random(7)  # noqa: S311  # the same changes each time
+    ids = [api.new_conversation(agent)["id"] for _ in range(5)]
+    for _ in range(60):
+        path = f"/conversations/{rng.choice(ids)}"
+        step = rng.randrange(4)
+        if step == 0:
+            api.patch(path, {"priority": rng.choice(["HIGH", "LOW", None])}, expect=200)
+        elif step == 1:
+            agent.send(path.rpartition("/")[2], str(rng.random()))
+        elif step == 2:
+            api.patch(path, {"status": rng.choice(["OPEN", "RESOLVED"])}, expect=200)
+        else:
+            lead_id = api.get(path)["lead"]["id"]
+            api.patch(f"/leads/{lead_id}", {"name": f"Ana {rng.random()}"}, expect=200)
+        for user in (api, agent):
+            assert listed(user, path.rpartition("/")[2]) == user.get(path)
+
+
+@pytest.fixture
+def conversation(api: Api) -> Conversation:
+    return msgspec.convert(api.new_conversation(), Conversation)
+
+
+def test_the_oldest_view_makes_room(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_cache, "MAX_VIEWS", 3)
+    cache, versions = ViewCache(), (1, 2, None)
+    views = [structs.replace(conversation, id=uuid7()) for _ in range(5)]
+    for view in views:
+        cache.keep(versions, view)
+        cache.keep(versions, view)
+    assert [cache.find(view.id, versions) for view in views] == [None, None, *views[2:]]
+    assert cache.find(views[4].id, (2, 2, None)) is None
