@@ -121,7 +121,7 @@ class BenchServer:
         return token
 
 
-class Connection:
+class Connection(asyncio.Protocol):
     """One kept-alive HTTP/1.1 connection that costs its own process as little as possible."""
 
     def __init__(self, port: int, token: str) -> None:
@@ -132,19 +132,35 @@ class Connection:
         )
 
     async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._loop = asyncio.get_running_loop()
+        self._answer = self._loop.create_future()
+        await self._loop.create_connection(lambda: self, "127.0.0.1", self._port)
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
 
     async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         head = f"{method} {path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
-        self._writer.write(head.encode() + body)
-        answer = await self._reader.readuntil(b"\r\n\r\n")
-        status = int(answer[9:12])
-        at = answer.lower().index(b"content-length:") + 15
-        length = int(answer[at : answer.index(b"\r", at)])
-        return status, await self._reader.readexactly(length)
+        self._received = b""
+        self._answer = self._loop.create_future()
+        self._transport.write(head.encode() + body)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if not found:
+            return
+        at = head.lower().index(b"content-length:") + 15
+        if len(body) >= int(head[at:].partition(b"\r")[0]):
+            self._answer.set_result((int(head[9:12]), body))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error or ConnectionResetError())
 
     def close(self) -> None:
-        self._writer.close()
+        self._transport.close()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
+import uvloop
 from measure import BenchServer, Connection, cpu_of
 from uuid_utils.compat import uuid7
 
@@ -82,15 +83,15 @@ def main() -> None:
     messages = parser.parse_args().messages
     with BenchServer() as server:
         token = server.admin_token()
-        ids = asyncio.run(make_conversations(server.dsn()))
-        asyncio.run(through_the_server(server, token, ids, 2_000))
-        asyncio.run(bare_loop(server.dsn(), ids, 1_000))
+        ids = uvloop.run(make_conversations(server.dsn()))
+        uvloop.run(through_the_server(server, token, ids, 2_000))
+        uvloop.run(bare_loop(server.dsn(), ids, 1_000))
         ratios = []
         for _ in range(3):
             with cpu_of(server, messages, "send through the server") as sent:
-                asyncio.run(through_the_server(server, token, ids, messages))
+                uvloop.run(through_the_server(server, token, ids, messages))
             with cpu_of(server, messages, "the bare statement (Postgres only)") as bare:
-                asyncio.run(bare_loop(server.dsn(), ids, messages))
+                uvloop.run(bare_loop(server.dsn(), ids, messages))
             ratios.append(sent["rate"] / bare["rate"])
         print(f"rate against the bare loop: {sorted(ratios)[1]:.2f} (target 0.55)")
 
