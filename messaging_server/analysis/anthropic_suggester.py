@@ -13,77 +13,53 @@ from anthropic.types import RawMessageStreamEvent
 
 from messaging_server.analysis import exchange
 from messaging_server.analysis.analysers import AnalyserFailed
-from messaging_server.analysis.anthropic_analyser import failure_of
+from messaging_server.analysis.anthropic_analyser import SDK
+from messaging_server.analysis.exchange import ModelSuggester
 from messaging_server.analysis.prompt import ChatMessage
 from messaging_server.analysis.spending import Meter, Tokens
 from messaging_server.config import AiConfig
 
-NOT_A_STREAM = (ValueError, TypeError, AttributeError)
-"""The SDK checks nothing: garbage shows where it is read."""
+Events = AsyncStream[RawMessageStreamEvent]
 
 
-class AnthropicSuggester:
+class AnthropicSuggester(ModelSuggester[Events]):
     name = "anthropic"
+    sdk = SDK
 
     def __init__(self, config: AiConfig) -> None:
-        self.model = config.model
-        self._config = config
+        super().__init__(config)
         self._with_temperature = True
-        self._client = anthropic.AsyncAnthropic(
-            api_key=config.api_key or exchange.NO_KEY,
-            base_url=config.base_url or None,
-            timeout=config.timeout_seconds,
-            max_retries=0,
-        )
-
-    async def write(
-        self, question: Sequence[ChatMessage], meter: Meter
-    ) -> AsyncGenerator[str, None]:
-        read = Tokens()
-        ended = False
-        try:
-            async with await self._open(question, meter) as events:
-                async for event in events:
-                    if event.type == "message_start":
-                        read = _read_tokens(event.message.usage)
-                    elif event.type == "message_delta":
-                        ended = True
-                        meter.used(_with_output(read, event.usage.output_tokens))
-                        if event.delta.stop_reason == "refusal":
-                            raise AnalyserFailed("the model refused")
-                    elif event.type == "content_block_delta" and event.delta.type == "text_delta":
-                        yield event.delta.text
-        except anthropic.AnthropicError as error:
-            raise failure_of(error) from None
-        except NOT_A_STREAM:
-            raise AnalyserFailed("the endpoint's answer is not a stream of text") from None
-        if not ended:
-            raise exchange.unreachable()
+        self._client = anthropic.AsyncAnthropic(**exchange.client_settings(config))
 
     async def aclose(self) -> None:
         await self._client.close()
 
-    async def _open(
-        self, question: Sequence[ChatMessage], meter: Meter
-    ) -> AsyncStream[RawMessageStreamEvent]:
+    async def _start(self, request: dict[str, Any]) -> Events:
+        stream: Events = await self._client.messages.create(**request)
+        return stream
+
+    async def _read(self, stream: Events, meter: Meter) -> AsyncGenerator[str, None]:
+        read = Tokens()
+        ended = False
+        async with stream as events:
+            async for event in events:
+                if event.type == "message_start":
+                    read = _read_tokens(event.message.usage)
+                elif event.type == "message_delta":
+                    ended = True
+                    meter.used(_with_output(read, event.usage.output_tokens))
+                    if event.delta.stop_reason == "refusal":
+                        raise AnalyserFailed("the model refused")
+                elif event.type == "content_block_delta" and event.delta.type == "text_delta":
+                    yield event.delta.text
+        if not ended:
+            raise exchange.unreachable()
+
+    def _step_down(self, refusal: str) -> bool:
         """A model that refuses `temperature` is asked without it from then on."""
-        while True:
-            meter.begin()
-            try:
-                stream: AsyncStream[RawMessageStreamEvent]
-                stream = await self._client.messages.create(**self._request(question))
-            except anthropic.APIStatusError as refusal:
-                meter.refused()
-                tells = refusal.status_code == 400 and "temperature" in str(refusal).lower()
-                if not (self._with_temperature and tells):
-                    raise
-                self._with_temperature = False
-            except anthropic.APIConnectionError as error:
-                if not exchange.was_sent(error):
-                    meter.refused()
-                raise
-            else:
-                return stream
+        steps = self._with_temperature and "temperature" in refusal.lower()
+        self._with_temperature = self._with_temperature and not steps
+        return steps
 
     def _request(self, question: Sequence[ChatMessage]) -> dict[str, Any]:
         system, *turns = question

@@ -1,14 +1,17 @@
-"""What the analysers of all vendors have in common: one exchange with a model.
+"""What the analysers and suggesters of all vendors have in common: one exchange with a model.
 
 The question, at most one repair, the steps down to what an endpoint accepts, and failures in
 words of our own: what a vendor's SDK says quotes keys and bodies.
 """
 
+import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
@@ -16,7 +19,7 @@ from msgspec import Struct, structs
 from messaging_server.analysis import prompt
 from messaging_server.analysis.analysers import AnalyserFailed, BadOutput
 from messaging_server.analysis.prompt import ChatMessage
-from messaging_server.analysis.spending import Tokens
+from messaging_server.analysis.spending import Meter, Tokens
 from messaging_server.config import AiConfig
 from messaging_server.models import AnalysisResult, TranscriptMessage
 
@@ -26,6 +29,8 @@ CALLS = 2
 OVERHEAD_TOKENS = 200
 """What the vendor puts around a question."""
 
+S = TypeVar("S")
+
 NO_KEY = "none"
 """The SDKs insist on a key; endpoints that need none ignore it."""
 
@@ -34,6 +39,12 @@ NOT_CONNECTED = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 OUR_FAULT = frozenset({400, 413, 422})
 """These say something of one question; any other status says that the provider can't be used."""
+
+REFUSALS = frozenset({400, 422})
+"""How an endpoint says that it does not know a part of the request."""
+
+NOT_A_STREAM = (ValueError, TypeError, AttributeError)
+"""The SDKs check nothing: garbage shows where it is read."""
 
 
 class Dialect(Struct, frozen=True):
@@ -134,3 +145,176 @@ def retry_after_seconds(header: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+# --- The SDKs ---------------------------------------------------------------------------------
+
+
+class Sdk(Struct, frozen=True):
+    """A vendor's SDK: its errors, and where one has the endpoint's name for it."""
+
+    error: type[Exception]
+    status_error: type[Any]
+    connection_error: type[Exception]
+    timeout_error: type[Exception]
+    code: str
+
+    def failure_of(self, error: Exception) -> AnalyserFailed:
+        if isinstance(error, self.status_error):
+            return status_failure(
+                error.status_code, code=getattr(error, self.code), headers=error.response.headers
+            )
+        if isinstance(error, self.connection_error):
+            return unreachable()
+        return AnalyserFailed(f"the endpoint's answer can't be used ({type(error).__name__})")
+
+    @contextmanager
+    def metered(self, meter: Meter) -> Iterator[None]:
+        """One call, which `meter` counts; what was refused or never sent costs nothing."""
+        meter.begin()
+        try:
+            yield
+        except self.status_error:
+            meter.refused()
+            raise
+        except self.connection_error as error:
+            if not was_sent(error):
+                meter.refused()
+            raise
+
+
+def client_settings(config: AiConfig) -> dict[str, Any]:
+    """Of every SDK's client. It retries nothing: the schedule does."""
+    return {
+        "api_key": config.api_key or NO_KEY,
+        "base_url": config.base_url or None,
+        "timeout": config.timeout_seconds,
+        "max_retries": 0,
+    }
+
+
+class ModelAnalyser(ABC):
+    """An analyser that asks a model; a vendor's module says in which words."""
+
+    name: ClassVar[str]
+    sdk: ClassVar[Sdk]
+    prompt_version = prompt.VERSION
+
+    def __init__(self, config: AiConfig) -> None:
+        self.model = config.model
+        self.timeout_seconds = CALLS * config.timeout_seconds
+        self.settings = settings_of(config)
+        self._config = config
+        self._dialect = Dialect()
+
+    def most_tokens(self, transcript: Sequence[TranscriptMessage]) -> Tokens:
+        return most_tokens(transcript, self._config)
+
+    async def analyse(
+        self, transcript: Sequence[TranscriptMessage], meter: Meter | None = None
+    ) -> AnalysisResult:
+        counter = meter or Meter()
+
+        async def complete(question: Sequence[ChatMessage]) -> str:
+            return await self._complete(question, counter)
+
+        return await converse(complete, transcript, self._config)
+
+    async def _complete(self, question: Sequence[ChatMessage], meter: Meter) -> str:
+        """The model's text. The SDK's timeout is one of silence; this one is of the whole call."""
+        try:
+            async with asyncio.timeout(self._config.timeout_seconds):
+                return self._text_of(await self._send(question, meter))
+        except (TimeoutError, self.sdk.timeout_error):
+            raise late(self._config.timeout_seconds) from None
+        except self.sdk.error as error:
+            raise self.sdk.failure_of(error) from None
+
+    async def _send(self, question: Sequence[ChatMessage], meter: Meter) -> bytes:
+        """The body of the answer; what the endpoint accepted is remembered for the next call."""
+        dialect = self._dialect
+        while True:
+            try:
+                with self.sdk.metered(meter):
+                    body = await self._post(self._request(question, dialect))
+            except self.sdk.status_error as refusal:
+                weaker = self._weaker(dialect, str(refusal))
+                if refusal.status_code not in REFUSALS or weaker is None:
+                    raise
+                dialect = weaker
+            else:
+                self._dialect = dialect
+                if (tokens := self._tokens_of(body)) is not None:
+                    meter.used(tokens)
+                return body
+
+    def _weaker(self, dialect: Dialect, refusal: str) -> Dialect | None:
+        return dialect.weaker(refusal)
+
+    @abstractmethod
+    def _request(self, question: Sequence[ChatMessage], dialect: Dialect) -> dict[str, Any]: ...
+
+    @abstractmethod
+    async def _post(self, request: dict[str, Any]) -> bytes:
+        """The body of the answer, whatever it is; raises the SDK's errors."""
+
+    @abstractmethod
+    def _text_of(self, body: bytes) -> str:
+        """What the model said; raises `AnalyserFailed`."""
+
+    @abstractmethod
+    def _tokens_of(self, body: bytes) -> Tokens | None:
+        """What the vendor bills, read apart: who answers nonsense may still bill for it."""
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+
+class ModelSuggester(ABC, Generic[S]):
+    """A suggester that streams what a model writes; `S` is the SDK's stream."""
+
+    name: ClassVar[str]
+    sdk: ClassVar[Sdk]
+
+    def __init__(self, config: AiConfig) -> None:
+        self.model = config.model
+        self._config = config
+
+    async def write(
+        self, question: Sequence[ChatMessage], meter: Meter
+    ) -> AsyncGenerator[str, None]:
+        try:
+            async with aclosing(self._read(await self._open(question, meter), meter)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except self.sdk.error as error:
+            raise self.sdk.failure_of(error) from None
+        except NOT_A_STREAM:
+            raise AnalyserFailed("the endpoint's answer is not a stream of text") from None
+
+    async def _open(self, question: Sequence[ChatMessage], meter: Meter) -> S:
+        """What the endpoint refuses it is not asked for again."""
+        while True:
+            try:
+                with self.sdk.metered(meter):
+                    return await self._start(self._request(question))
+            except self.sdk.status_error as refusal:
+                if refusal.status_code not in REFUSALS or not self._step_down(str(refusal)):
+                    raise
+
+    @abstractmethod
+    def _request(self, question: Sequence[ChatMessage]) -> dict[str, Any]: ...
+
+    @abstractmethod
+    async def _start(self, request: dict[str, Any]) -> S: ...
+
+    @abstractmethod
+    def _step_down(self, refusal: str) -> bool:
+        """Whether there was something left to leave out."""
+
+    @abstractmethod
+    def _read(self, stream: S, meter: Meter) -> AsyncGenerator[str, None]:
+        """The pieces of the text; raises `AnalyserFailed` when it ends too early."""
+
+    @abstractmethod
+    async def aclose(self) -> None: ...

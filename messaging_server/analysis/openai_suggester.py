@@ -14,75 +14,45 @@ from openai.types.chat import ChatCompletionChunk
 
 from messaging_server.analysis import exchange
 from messaging_server.analysis.analysers import AnalyserFailed
-from messaging_server.analysis.exchange import Dialect
-from messaging_server.analysis.openai_analyser import failure_of
+from messaging_server.analysis.exchange import Dialect, ModelSuggester
+from messaging_server.analysis.openai_analyser import SDK
 from messaging_server.analysis.prompt import ChatMessage
 from messaging_server.analysis.spending import Meter, Tokens
 from messaging_server.config import AiConfig
 
-NOT_A_STREAM = (ValueError, TypeError, AttributeError)
-"""The SDK checks nothing: garbage shows where it is read."""
+Chunks = AsyncStream[ChatCompletionChunk]
 
 
-class OpenAISuggester:
+class OpenAISuggester(ModelSuggester[Chunks]):
     name = "openai"
+    sdk = SDK
 
     def __init__(self, config: AiConfig) -> None:
-        self.model = config.model
-        self._config = config
+        super().__init__(config)
         self._dialect = Dialect(format="text")
         self._counts_tokens = True
-        self._client = openai.AsyncOpenAI(
-            api_key=config.api_key or exchange.NO_KEY,
-            base_url=config.base_url or None,
-            timeout=config.timeout_seconds,
-            max_retries=0,
-        )
-
-    async def write(
-        self, question: Sequence[ChatMessage], meter: Meter
-    ) -> AsyncGenerator[str, None]:
-        ended = False
-        try:
-            async with await self._open(question, meter) as chunks:
-                async for chunk in chunks:
-                    ended = ended or any(choice.finish_reason for choice in chunk.choices or ())
-                    if chunk.usage:
-                        meter.used(_tokens_of(chunk.usage))
-                    for piece in _texts_of(chunk):
-                        yield piece
-        except openai.OpenAIError as error:
-            raise failure_of(error) from None
-        except NOT_A_STREAM:
-            raise AnalyserFailed("the endpoint's answer is not a stream of text") from None
-        if not ended:
-            raise exchange.unreachable()
+        self._client = openai.AsyncOpenAI(**exchange.client_settings(config))
 
     async def aclose(self) -> None:
         await self._client.close()
 
-    async def _open(
-        self, question: Sequence[ChatMessage], meter: Meter
-    ) -> AsyncStream[ChatCompletionChunk]:
-        """What the endpoint refuses it is not asked for again."""
-        while True:
-            meter.begin()
-            try:
-                stream: AsyncStream[ChatCompletionChunk]
-                stream = await self._client.chat.completions.create(**self._request(question))
-            except openai.APIStatusError as refusal:
-                meter.refused()
-                if refusal.status_code not in (400, 422) or not self._step_down(str(refusal)):
-                    raise
-            except openai.APIConnectionError as error:
-                if not exchange.was_sent(error):
-                    meter.refused()
-                raise
-            else:
-                return stream
+    async def _start(self, request: dict[str, Any]) -> Chunks:
+        stream: Chunks = await self._client.chat.completions.create(**request)
+        return stream
+
+    async def _read(self, stream: Chunks, meter: Meter) -> AsyncGenerator[str, None]:
+        ended = False
+        async with stream as chunks:
+            async for chunk in chunks:
+                ended = ended or any(choice.finish_reason for choice in chunk.choices or ())
+                if chunk.usage:
+                    meter.used(_tokens_of(chunk.usage))
+                for piece in _texts_of(chunk):
+                    yield piece
+        if not ended:
+            raise exchange.unreachable()
 
     def _step_down(self, refusal: str) -> bool:
-        """Whether there is something left to leave out."""
         if self._counts_tokens and "stream_options" in refusal:
             self._counts_tokens = False
             return True

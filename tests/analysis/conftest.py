@@ -96,12 +96,15 @@ class Inbox:
         private: bool = False,
     ) -> int:
         """The message's `seq`."""
+        lead_id = await self.database.fetch_value(
+            "select lead_id from conversations where id = $1", conversation_id
+        )
         appended = await append_message(
             self.database,
             Draft(
                 conversation_id=conversation_id,
                 sender_type=sender,
-                sender_id=None,
+                sender_id=lead_id if sender is SenderType.LEAD else None,
                 content_type=content_type,
                 content_text=text,
                 media_url=None if content_type is ContentType.TEXT else "https://example.com/a",
