@@ -11,7 +11,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from loguru import logger
 
 from messaging_server import metrics
-from messaging_server.analysis import queries
+from messaging_server.analysis import queries, queue_queries
 from messaging_server.analysis.analysers import Analysers
 from messaging_server.analysis.pool import Pool
 from messaging_server.analysis.queries import Claim
@@ -121,7 +121,7 @@ class Debouncer:
 
     async def _measure(self) -> None:
         try:
-            counts = await queries.count_queue(self._database)
+            counts = await queue_queries.count_queue(self._database)
         except Unavailable:
             return
         for state in counts.__struct_fields__:

@@ -13,7 +13,7 @@ from litestar.response import Stream
 
 from messaging_server.analysis import service
 from messaging_server.analysis.ledger_queries import AnalysisCursor
-from messaging_server.analysis.queries import AnalysisQueue
+from messaging_server.analysis.queue_queries import AnalysisQueue
 from messaging_server.analysis.service import AnalysisAccepted, AnalysisUsage, NewFeedback
 from messaging_server.analysis.suggestions import (
     NewSuggestion,

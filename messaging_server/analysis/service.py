@@ -7,7 +7,7 @@ from uuid import UUID
 
 from msgspec import Meta, field
 
-from messaging_server.analysis import ledger_queries, queries
+from messaging_server.analysis import ledger_queries, queries, queue_queries
 from messaging_server.analysis.analysers import TAG_CHARACTERS, make_analysers
 from messaging_server.analysis.debouncer import Debouncer
 from messaging_server.analysis.ledger_queries import (
@@ -17,7 +17,7 @@ from messaging_server.analysis.ledger_queries import (
     Usage,
     UsageItem,
 )
-from messaging_server.analysis.queries import AnalysisQueue
+from messaging_server.analysis.queue_queries import AnalysisQueue
 from messaging_server.analysis.spending import MICRO_DOLLARS
 from messaging_server.config import AiConfig, Config
 from messaging_server.database import Database
@@ -126,7 +126,8 @@ async def list_analyses(
 
 async def fetch_queue(database: Database) -> AnalysisQueue:
     return AnalysisQueue(
-        counts=await queries.count_queue(database), items=await queries.list_queue(database)
+        counts=await queue_queries.count_queue(database),
+        items=await queue_queries.list_queue(database),
     )
 
 

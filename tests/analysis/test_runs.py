@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from messaging_server.analysis import queries
 from messaging_server.analysis.ledger_queries import NewEntry, insert_entry
 from messaging_server.analysis.openai_analyser import OpenAIAnalyser
-from messaging_server.analysis.queries import Claim, QueueState, Run
+from messaging_server.analysis.queries import Claim, Run
+from messaging_server.analysis.queue_queries import QueueState
 from messaging_server.analysis.runs import Runs, backoff_seconds
 from messaging_server.analysis.service import fetch_queue
 from messaging_server.analysis.spending import Budget, Meter
