@@ -11,11 +11,14 @@ from uuid import UUID
 import asyncpg
 from uuid_utils.compat import uuid7
 
-from messaging_server.models import Role
+from messaging_server.database import Database
+from messaging_server.events import Bus
+from messaging_server.inboxes.visitors import VisitorTokens
+from messaging_server.models import Role, Visitor
 from messaging_server.security import Tokens
 
 HANDSHAKE = (
-    "GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 CONNECTS_AT_ONCE = 50
@@ -38,6 +41,21 @@ async def make_admins(dsn: str, secret: str, count: int) -> list[str]:
     await connection.close()
     tokens = Tokens(secret, lifetime=timedelta(hours=1))
     return [tokens.issue(user, role=Role.ADMIN, version=0)[0] for user in users]
+
+
+async def make_visitors(dsn: str, secret: str, count: int) -> list[str]:
+    """Sessions of `count` new visitors of the first website."""
+    connection = await asyncpg.connect(dsn)
+    inbox_id = await connection.fetchval("select id from inboxes where kind = 'WIDGET' limit 1")
+    leads = [UUID(str(uuid7())) for _ in range(count)]
+    await connection.executemany(
+        "insert into leads (id, inbox_id, name) values ($1, $2, 'Visitor')",
+        [(lead, inbox_id) for lead in leads],
+    )
+    await connection.close()
+    tokens = VisitorTokens(Database(dsn, pool_size=2, bus=Bus()), secret, Bus())
+    visitors = [Visitor(lead, inbox_id, "Visitor", verified=False) for lead in leads]
+    return [tokens.issue(visitor)[0] for visitor in visitors]
 
 
 def client_frame(command: dict[str, Any]) -> bytes:
@@ -91,25 +109,33 @@ class RawSocket(asyncio.Protocol):
 
 
 async def open_socket(
-    port: int, token: str, on_bytes: Callable[[bytes], None] | None = None
+    port: int,
+    token: str,
+    on_bytes: Callable[[bytes], None] | None = None,
+    *,
+    path: str = "/ws",
 ) -> RawSocket:
     """Connected and authenticated."""
     loop = asyncio.get_running_loop()
     _, socket = await loop.create_connection(lambda: RawSocket(on_bytes), "127.0.0.1", port)
-    await socket.until(HANDSHAKE.format(port=port).encode(), b"\r\n\r\n")
+    await socket.until(HANDSHAKE.format(path=path, port=port).encode(), b"\r\n\r\n")
     auth = {"id": 1, "event": "auth", "data": {"token": token}}
     await socket.until(client_frame(auth), b'"ok":true')
     return socket
 
 
 async def open_sockets(
-    port: int, tokens: list[str], on_bytes: Callable[[bytes], None] | None = None
+    port: int,
+    tokens: list[str],
+    on_bytes: Callable[[bytes], None] | None = None,
+    *,
+    path: str = "/ws",
 ) -> list[RawSocket]:
     """One for each token, some at a time."""
     gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
 
     async def connect(token: str) -> RawSocket:
         async with gate:
-            return await open_socket(port, token, on_bytes)
+            return await open_socket(port, token, on_bytes, path=path)
 
     return list(await asyncio.gather(*(connect(token) for token in tokens)))

@@ -1,13 +1,15 @@
 """The composition root: the only place where parts meet.
 
-`create_app` takes a complete configuration (`database.url` and `auth.secret` filled in) and
-returns the application; everything that runs has the lifetime of its lifespan.
+`create_app` takes a complete configuration (`database.url`, `auth.secret`, `server.data_dir` and
+`server.public_url` filled in) and returns the application; everything that runs has the lifetime
+of its lifespan.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Router, get
@@ -17,6 +19,8 @@ from litestar.datastructures import State
 from messaging_server.analysis import routes as analysis_routes
 from messaging_server.analysis.service import Analysis
 from messaging_server.analysis.suggestions import Suggestions
+from messaging_server.attachments import routes as attachment_routes
+from messaging_server.attachments.service import Uploads
 from messaging_server.config import Config
 from messaging_server.conversations import routes as conversation_routes
 from messaging_server.conversations.message_queries import Debounce
@@ -32,44 +36,70 @@ from messaging_server.http import (
     PUBLIC,
     Authenticator,
     Edge,
+    Headers,
     Request,
     authorize,
 )
+from messaging_server.inboxes import public_routes
 from messaging_server.inboxes import routes as inbox_routes
+from messaging_server.inboxes.origins import PUBLIC_PREFIX, Origins, PublicCors
 from messaging_server.inboxes.service import ApiKeyCheck
+from messaging_server.inboxes.visitors import VisitorTokens
 from messaging_server.leads import routes as lead_routes
 from messaging_server.limiter import Limiter
-from messaging_server.models import Caller
-from messaging_server.realtime import Realtime
+from messaging_server.models import Caller, Visitor
+from messaging_server.realtime import Domain, Realtime, VisitorDomain
 from messaging_server.realtime.asyncapi import asyncapi_document
-from messaging_server.security import Passwords, Tokens
+from messaging_server.security import Links, Passwords, Tokens
 from messaging_server.users import routes as user_routes
 from messaging_server.users.service import UserTokens
 from messaging_server.web import docs
+from messaging_server.webhooks import routes as webhook_routes
+from messaging_server.webhooks.delivery import Webhooks
 
 
 def create_app(config: Config) -> Litestar:
     """The application, ready to be served by uvicorn; nothing runs before its lifespan."""
     bus = Bus()
-    database = Database(config.database.url, pool_size=config.database.pool_size, bus=bus)
+    database = Database(
+        config.database.url,
+        pool_size=config.database.pool_size,
+        bus=bus,
+        links=Links(config.auth.secret, public_url=config.server.public_url),
+    )
     tokens = Tokens(config.auth.secret, lifetime=timedelta(hours=config.auth.token_hours))
     passwords = Passwords(rounds=config.auth.bcrypt_rounds)
     user_tokens = UserTokens(database, tokens, bus)
     api_keys = ApiKeyCheck(database)
     analysis = Analysis(config, database, bus)
     suggestions = Suggestions(config.ai, database, bus)
-    realtime = Realtime(config, database, bus, user_tokens)
-    maintenance = Maintenance(database)
+    visitor_tokens = VisitorTokens(database, config.auth.secret, bus)
+    origins = Origins(database)
+    realtime = Realtime(
+        config,
+        bus,
+        Domain(database, user_tokens),
+        VisitorDomain(database, visitor_tokens, origins),
+    )
+    uploads = Uploads(config.storage, database, data_dir=Path(config.server.data_dir))
+    maintenance = Maintenance(database, uploads)
+    webhooks = Webhooks(config.webhooks, database, bus)
     limiter = Limiter(enabled=config.limits.enabled)
 
     async def caller_of(token: str) -> Caller:
         return (await user_tokens.authenticate(token)).caller
+
+    async def visitor_of(token: str, headers: Headers) -> Visitor:
+        visitor = (await visitor_tokens.authenticate(token)).visitor
+        await origins.check(headers, visitor.inbox_id)
+        return visitor
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         await database.start()
         await realtime.start()
         await analysis.start()
+        await webhooks.start()
         maintenance.start()
         try:
             yield
@@ -77,13 +107,16 @@ def create_app(config: Config) -> Litestar:
             await maintenance.stop()
             await suggestions.aclose()
             await analysis.stop()
+            await webhooks.stop()
             await realtime.stop()
             await database.stop()
+            uploads.close()
             passwords.close()
 
     app = Litestar(
         route_handlers=[
             Router(PREFIX, route_handlers=api_route_handlers()),
+            Router(PUBLIC_PREFIX, route_handlers=public_route_handlers()),
             *health_routes,
             *docs.route_handlers,
             describe_socket,
@@ -106,21 +139,28 @@ def create_app(config: Config) -> Litestar:
                 "tokens": tokens,
                 "passwords": passwords,
                 "api_keys": api_keys,
-                "authenticator": Authenticator(user=caller_of, api_key=api_keys.authenticate),
+                "authenticator": Authenticator(
+                    user=caller_of, api_key=api_keys.authenticate, visitor=visitor_of
+                ),
+                "visitor_tokens": visitor_tokens,
+                "origins": origins,
                 "limiter": limiter,
                 "debounce": Debounce(
                     quiet=timedelta(seconds=config.analysis.quiet_seconds),
                     max_wait=timedelta(seconds=config.analysis.max_wait_seconds),
                 ),
+                "uploads": uploads,
                 "view_cache": ViewCache(),
                 "analysis": analysis,
                 "suggestions": suggestions,
                 "realtime": realtime,
+                "webhooks": webhooks,
                 "maintenance": maintenance,
             }
         ),
     )
-    app.asgi_handler = Edge(app.asgi_handler, access_log=config.log.level in ("TRACE", "DEBUG"))
+    with_cors = PublicCors(app.asgi_handler, origins)
+    app.asgi_handler = Edge(with_cors, access_log=config.log.level in ("TRACE", "DEBUG"))
     return app
 
 
@@ -135,10 +175,16 @@ def api_route_handlers() -> list[Any]:
         *user_routes.route_handlers,
         *lead_routes.route_handlers,
         *conversation_routes.route_handlers,
+        *attachment_routes.route_handlers,
         *inbox_routes.route_handlers,
         *analysis_routes.route_handlers,
+        *webhook_routes.route_handlers,
         *dashboard_routes.route_handlers,
     ]
+
+
+def public_route_handlers() -> list[Any]:
+    return [*public_routes.route_handlers, *attachment_routes.public_route_handlers]
 
 
 def admin_route_handlers(

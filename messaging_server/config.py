@@ -33,6 +33,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ServerConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 3000
+    public_url: str = ""
     data_dir: str = ""
     allowed_origins: tuple[str, ...] = ()
     behind_proxy: tuple[str, ...] = ()
@@ -58,6 +59,23 @@ class LimitsConfig(Section, frozen=True):
     logins_per_minute_per_account: PositiveInt = 10
     writes_per_minute_per_user: PositiveInt = 1_200
     inbound_per_minute_per_key: PositiveInt = 12_000
+    sessions_per_minute_per_address: PositiveInt = 30
+    messages_per_minute_per_visitor: PositiveInt = 30
+    messages_per_minute_per_address: PositiveInt = 120
+    calls_per_minute_per_visitor: PositiveInt = 240
+    uploads_per_minute_per_user: PositiveInt = 120
+    uploads_per_minute_per_visitor: PositiveInt = 20
+
+
+class StorageConfig(Section, frozen=True):
+    """Where attachments are kept; `url` empty: a folder of the data directory."""
+
+    url: str = ""
+    max_bytes: PositiveInt = 26_214_400
+    endpoint: str = ""
+    region: str = ""
+    access_key_id: str = ""
+    secret_access_key: str = ""
 
 
 class RealtimeConfig(Section, frozen=True):
@@ -66,6 +84,8 @@ class RealtimeConfig(Section, frozen=True):
     auth_seconds: PositiveSeconds = 10.0
     typing_seconds: PositiveSeconds = 6.0
     sockets_per_user: PositiveInt = 10
+    sockets_per_visitor: PositiveInt = 5
+    visitor_sockets_per_address: PositiveInt = 100
     rooms_per_socket: PositiveInt = 128
     commands_per_second: PositiveInt = 20
     command_burst: PositiveInt = 40
@@ -126,6 +146,10 @@ class ClusterConfig(Section, frozen=True):
     backplane: Literal["local"] = "local"
 
 
+class WebhooksConfig(Section, frozen=True):
+    allowed_networks: tuple[str, ...] = ()
+
+
 class AdminConfig(Section, frozen=True):
     enabled: bool = False
 
@@ -142,21 +166,27 @@ class Config(Section, frozen=True):
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     ai: AiConfig = field(default_factory=AiConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    webhooks: WebhooksConfig = field(default_factory=WebhooksConfig)
     admin: AdminConfig = field(default_factory=AdminConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
-SECRETS = frozenset({"auth.secret", "ai.api_key"})
+SECRETS = frozenset({"auth.secret", "ai.api_key", "storage.secret_access_key"})
 """Keys whose values are never shown; passwords inside `database.url` are masked on their own."""
 
 CONVENTIONAL_VARIABLES = {
     "DATABASE_URL": ("database", "url"),
     "OPENAI_API_KEY": ("ai", "api_key"),
     "ANTHROPIC_API_KEY": ("ai", "api_key"),
+    "AWS_ENDPOINT_URL": ("storage", "endpoint"),
+    "AWS_REGION": ("storage", "region"),
+    "AWS_ACCESS_KEY_ID": ("storage", "access_key_id"),
+    "AWS_SECRET_ACCESS_KEY": ("storage", "secret_access_key"),
 }
 OTHER_VENDORS = {"openai": "ANTHROPIC_API_KEY", "anthropic": "OPENAI_API_KEY"}
 """Whose key is not meant for this provider; both may be set on a developer's machine."""
@@ -278,6 +308,10 @@ def _suggest(word: str, known: tuple[str, ...]) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
+_SITE = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-;=@-~]*)?")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]+(/[!-;=@-~]*)?")
+
+
 def _check(config: Config) -> None:
     """Refuse what types can't: the rules between keys and inside strings."""
     if config.analysis.max_wait_seconds < config.analysis.quiet_seconds:
@@ -286,19 +320,42 @@ def _check(config: Config) -> None:
         raise StartupError("auth.secret must have at least 32 bytes")
     if config.ai.provider != "local":
         _check_ai(config.ai)
+    _check_storage(config.storage)
+    if config.server.public_url and not _SITE.fullmatch(config.server.public_url):
+        raise StartupError("server.public_url must be like https://host[:port][/path]")
     for origin in config.server.allowed_origins:
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or origin.count("/") != 2):
             raise StartupError(
                 f"server.allowed_origins: {origin!r} is not like https://host[:port]"
             )
-    for network in config.server.behind_proxy:
+    _check_networks("server.behind_proxy", config.server.behind_proxy)
+    _check_networks("webhooks.allowed_networks", config.webhooks.allowed_networks)
+
+
+def _check_networks(key: str, networks: tuple[str, ...]) -> None:
+    for network in networks:
         try:
             ipaddress.ip_network(network)
         except ValueError:
-            raise StartupError(
-                f"server.behind_proxy: {network!r} is not an address or a network"
-            ) from None
+            raise StartupError(f"{key}: {network!r} is not an address or a network") from None
+
+
+def _check_storage(storage: StorageConfig) -> None:
+    """What is only for a bucket may stand in the environment for other programs' sake."""
+    scheme, _, place = storage.url.partition("://")
+    if storage.url and not (
+        (scheme == "s3" and _BUCKET.fullmatch(place)) or (scheme == "file" and place[:1] == "/")
+    ):
+        raise StartupError("storage.url must be like s3://bucket/prefix or file:///folder")
+    if scheme != "s3":
+        return
+    if storage.endpoint and not _SITE.fullmatch(storage.endpoint):
+        raise StartupError("storage.endpoint must be like https://host[:port]")
+    if bool(storage.access_key_id) != bool(storage.secret_access_key):
+        raise StartupError(
+            "storage.access_key_id and storage.secret_access_key go together: set both or neither"
+        )
 
 
 def _check_ai(ai: AiConfig) -> None:

@@ -20,6 +20,7 @@ from piccolo.engine.postgres import PostgresEngine
 from messaging_server.errors import StartupError, Unavailable, ValidationFailed
 from messaging_server.events import Bus, Event
 from messaging_server.leases import Leases
+from messaging_server.security import Links
 from messaging_server.tables import TABLES
 
 T = TypeVar("T")
@@ -119,13 +120,20 @@ _current: ContextVar[Transaction | None] = ContextVar("transaction", default=Non
 class Database:
     """The pool of one process. Inside `transaction()`, statements run on its connection."""
 
-    def __init__(self, dsn: str, *, pool_size: int, bus: Bus) -> None:
+    def __init__(self, dsn: str, *, pool_size: int, bus: Bus, links: Links | None = None) -> None:
         self.dsn = clean_dsn(dsn)
+        self._links = links
         self._pool_size = pool_size
         self._bus = bus
         self.pool: asyncpg.Pool | None = None
         self.leases: Leases | None = None
         self._planning_pool: asyncpg.Pool | None = None
+
+    @property
+    def links(self) -> Links:
+        """Signs the addresses of the attachments that are read."""
+        assert self._links is not None, "opened without Links: not for reading messages"
+        return self._links
 
     async def start(self) -> None:
         """Open the pool; raises `StartupError` when the database can't be used."""

@@ -5,7 +5,7 @@ sockets. `http` turns it into a response, `realtime` into a reply.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from msgspec import Struct
 
@@ -52,8 +52,12 @@ class ValidationFailed(DomainError):
     status = 400
 
     @classmethod
-    def of(cls, field: str, message: str) -> "ValidationFailed":
+    def of(cls, field: str, message: str) -> Self:
         return cls(f"{field}: {message}", details=[FieldError(field, message)])
+
+
+class BodyRefused(ValidationFailed):
+    """The body is given up before its end, and the connection with it."""
 
 
 class Unauthenticated(DomainError):
@@ -125,6 +129,13 @@ class InternalError(DomainError):
 
     code = "internal_error"
     status = 500
+
+
+class InsufficientStorage(DomainError):
+    """The disk, or the store of attachments, is full; what was sent is not kept."""
+
+    code = "insufficient_storage"
+    status = 507
 
 
 class Unavailable(DomainError):

@@ -21,17 +21,20 @@ class Event(Struct, frozen=True, kw_only=True):
 class MessageCreated(Event, frozen=True):
     """A message was appended; `version` and `assigned_agent_id` are the conversation's then.
 
-    `public_seq` is its number among the public messages, None when it is private.
+    `public_seq` is its number among the public messages, None when it is private; `agent_name`
+    is what a visitor may read of the agent who wrote it, None without a name.
     """
 
     message: Message
     public_seq: int | None
     version: int
     assigned_agent_id: UUID | None
+    agent_name: str | None = None
 
 
 class ConversationCreated(Event, frozen=True):
     conversation_id: UUID
+    lead_id: UUID
     assigned_agent_id: UUID | None
 
 
@@ -92,6 +95,12 @@ class LeadUpdated(Event, frozen=True):
 
     lead_id: UUID
     conversation_ids: tuple[UUID, ...]
+
+
+class VisitorLost(Event, frozen=True):
+    """These leads were merged, identified or erased, or their inbox deleted: sessions end."""
+
+    lead_ids: frozenset[UUID]
 
 
 class AccessRevoked(Event, frozen=True):

@@ -10,8 +10,10 @@ from loguru import logger
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from messaging_server import metrics
+from messaging_server.attachments.service import Uploads
 from messaging_server.conversations import queries as conversation_queries
 from messaging_server.conversations import service as conversations
+from messaging_server.conversations import visitors
 from messaging_server.database import Database
 from messaging_server.errors import Unavailable
 from messaging_server.http import PUBLIC, Request, Success
@@ -45,10 +47,12 @@ route_handlers: list[Any] = [live, ready, prometheus]
 
 
 class Maintenance:
-    """Jobs on a clock: wake snoozed conversations, compact the counters, watch the loop."""
+    """Jobs on a clock: wake what is snoozed, compact counters, forget visitors and attachments
+    that are not used, watch the loop."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, uploads: Uploads) -> None:
         self._database = database
+        self._uploads = uploads
         self._tasks: list[asyncio.Task[None]] = []
         self._worst_lag_seconds = 0.0
 
@@ -56,6 +60,8 @@ class Maintenance:
         self._tasks = [
             asyncio.create_task(self._every(5, self._wake_snoozed)),
             asyncio.create_task(self._every(10, self._compact_counts)),
+            asyncio.create_task(self._every(5, self._uploads.remove_unused)),
+            asyncio.create_task(self._every(60, self._forget_expired_visitors)),
             asyncio.create_task(self._watch_lag()),
         ]
 
@@ -91,6 +97,9 @@ class Maintenance:
 
     async def _compact_counts(self) -> None:
         await conversation_queries.compact_counts(self._database)
+
+    async def _forget_expired_visitors(self) -> None:
+        await visitors.forget_expired_visitors(self._database)
 
     async def _watch_lag(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,17 +1,19 @@
 """The HTTP edge: who is calling, strict bodies and queries, errors as JSON, limits, pagination.
 
 A route declares `opt` keys to loosen the defaults: everything needs a user's token unless
-`PUBLIC` or `API_KEY`, and `ADMIN_ONLY` refuses agents. What a caller may *see* is never
+`PUBLIC`, `API_KEY` or `VISITOR`, and `ADMIN_ONLY` refuses agents. What a caller may *see* is never
 decided here but in the SQL of each query.
 """
 
 import asyncio
 import base64
 import binascii
+import ipaddress
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import litestar
@@ -22,6 +24,7 @@ from litestar.enums import MediaType, ScopeType
 from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 from litestar.handlers import BaseRouteHandler
 from litestar.params import QueryParameter
+from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Empty, Receive, Scope, Send
 from litestar.types import Message as AsgiMessage
 from loguru import logger
@@ -34,16 +37,21 @@ from messaging_server.database import Database
 from messaging_server.errors import DomainError, FieldError, ValidationFailed
 from messaging_server.limiter import Limiter
 from messaging_server.logs import logged_request_id
-from messaging_server.models import Caller, KeyIdentity, Page
+from messaging_server.models import Caller, KeyIdentity, Page, Visitor
 
 T = TypeVar("T")
+Headers = Iterable[tuple[bytes, bytes]]
 
 PREFIX = "/api/v1"
 PUBLIC = {"public": True}
 ADMIN_ONLY = {"admin_only": True}
 API_KEY = {"api_key": True}
+VISITOR = {"visitor": True}
 
 BODY_SECONDS = 30
+IDLE_SECONDS = 15
+LINGER_SECONDS = 2
+LINGER_BYTES = 8_388_608
 BODY_TOO_LARGE = "The body is too large"
 CLIENT_GONE = "client disconnected prematurely"
 """Litestar's words for a body that its sender gave up: nobody's defect, and nobody hears of it."""
@@ -53,8 +61,9 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
 )
+RESOURCE_POLICY = (b"cross-origin-resource-policy", b"same-origin")
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 
 PageLimit = Annotated[int, QueryParameter(ge=1, le=100, description="Items a page.")]
@@ -96,9 +105,11 @@ class Authenticator:
         *,
         user: Callable[[str], Awaitable[Caller]],
         api_key: Callable[[str], Awaitable[KeyIdentity]],
+        visitor: Callable[[str, Headers], Awaitable[Visitor]],
     ) -> None:
         self.user = user
         self.api_key = api_key
+        self.visitor = visitor
 
 
 class AppState(State):
@@ -129,8 +140,24 @@ class Request(litestar.Request[Caller, str, AppState]):
         return key
 
     @property
+    def visitor(self) -> Visitor:
+        visitor: Visitor = self.scope["auth"]
+        return visitor
+
+    @property
     def address(self) -> str:
         return self.client.host if self.client else "unknown"
+
+    @property
+    def network(self) -> str:
+        """The address, or of IPv6 the /64 of which one subscriber has all addresses."""
+        try:
+            address = ipaddress.ip_address(self.address)
+        except ValueError:
+            return self.address
+        if address.version == 4:
+            return self.address
+        return str(address.ipv4_mapped or ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))
 
     async def json(self) -> Any:
         media_type = header(self.scope, b"content-type").partition(b";")[0].strip().lower()
@@ -152,6 +179,23 @@ class Request(litestar.Request[Caller, str, AppState]):
             except TimeoutError:
                 raise ValidationFailed("The body did not arrive in time") from None
         return body
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes, for what is too large for memory; whoever reads sets the limit.
+
+        Raises `BodyRefused` when nothing came for `IDLE_SECONDS`, or the sender is gone.
+        """
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    message: Any = await self.receive()
+            except TimeoutError:
+                raise errors.BodyRefused("The body did not arrive in time") from None
+            if message["type"] == "http.disconnect":
+                raise errors.BodyRefused("The body ended too early")
+            yield message["body"]
+            more = message.get("more_body", False)
 
     async def _read_body(self) -> bytes:
         limit = self.app.state.config.server.max_body_bytes
@@ -215,6 +259,9 @@ async def authorize(
         key = connection.scope["auth"] = await state.authenticator.api_key(bearer(connection))
         state.limiter.check(state.config.limits.inbound_per_minute_per_key, "inbound", str(key.id))
         return
+    if options.get("visitor"):
+        await authorize_visitor(connection)
+        return
     caller = connection.scope["user"] = await state.authenticator.user(bearer(connection))
     if options.get("admin_only") and not caller.is_admin:
         raise errors.Forbidden("Only an ADMIN may do this")
@@ -222,6 +269,17 @@ async def authorize(
         state.limiter.check(
             state.config.limits.writes_per_minute_per_user, "writes", str(caller.id)
         )
+
+
+async def authorize_visitor(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """A session's token, from a page of its inbox, not too often."""
+    state = connection.app.state
+    visitor = connection.scope["auth"] = await state.authenticator.visitor(
+        bearer(connection), connection.scope["headers"]
+    )
+    state.limiter.check(
+        state.config.limits.calls_per_minute_per_visitor, "visitor", str(visitor.lead_id)
+    )
 
 
 def bearer(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
@@ -233,6 +291,27 @@ def bearer(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
                 return str(token.strip(), "latin-1")
             break
     raise errors.Unauthenticated("A token is needed: Authorization: Bearer …")
+
+
+def origin_allowed(headers: Headers, allowed_origins: Sequence[str]) -> bool:
+    """No origin, the server's own, or a configured one: browsers send it, others needn't."""
+    origins = [value for name, value in headers if name == b"origin"]
+    hosts = [value for name, value in headers if name == b"host"]
+    if not origins:
+        return True
+    if "*" in allowed_origins:
+        return True
+    if len(origins) > 1 or len(hosts) != 1:
+        return False
+    origin = origins[0].decode("latin-1").lower()
+    if origin in {allowed.lower() for allowed in allowed_origins}:
+        return True
+    scheme, separator, host = origin.partition("://")
+    if not separator or scheme not in DEFAULT_PORTS:
+        return False
+    port = DEFAULT_PORTS[scheme]
+    own = hosts[0].decode("latin-1").lower()
+    return host.removesuffix(port) == own.removesuffix(port)
 
 
 class QueryField(Struct, frozen=True):
@@ -283,6 +362,40 @@ def query_parameters(handler: BaseRouteHandler) -> dict[str, QueryField]:
 # --- Errors -----------------------------------------------------------------------------------
 
 
+class LastResponse(litestar.Response[bytes]):
+    """The answer to a body that is still on its way, after which the connection is closed."""
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:
+        return LingeringResponse(
+            body=self.content,
+            headers=self.headers,
+            media_type=MediaType.JSON,
+            status_code=self.status_code,
+        )
+
+
+class LingeringResponse(ASGIResponse):
+    """Goes on reading for a moment, so that the sender gets to the answer (RFC 9112, 9.6).
+
+    Closed at once, with unread data, the connection is reset, and many clients never look.
+    """
+
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await _discard(receive, LINGER_BYTES)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive, size_bytes: int) -> None:
+    while size_bytes > 0:
+        message: Any = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size_bytes -= len(message["body"])
+
+
 def failure_response(error: DomainError) -> Any:
     body = ErrorBody(
         code=error.code,
@@ -296,7 +409,10 @@ def failure_response(error: DomainError) -> Any:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return litestar.Response(
+    kind: type[litestar.Response[bytes]] = litestar.Response
+    if isinstance(error, errors.TooLarge | errors.BodyRefused):
+        kind, headers["Connection"] = LastResponse, "close"
+    return kind(
         msgspec.json.encode(Failure(error=body)),
         status_code=error.status,
         media_type=MediaType.JSON,
@@ -487,8 +603,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", request_id), *SECURITY_HEADERS]
-                if not any(name == b"content-security-policy" for name, _ in message["headers"]):
-                    headers.append(API_POLICY)
+                headers += _default_policies(message["headers"])
                 message["headers"] = headers
             await send(message)
 
@@ -504,6 +619,12 @@ class Edge:
                 logger.bind(method=method, route=route, status=status, ms=milliseconds).debug(
                     "request"
                 )
+
+
+def _default_policies(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The policies of an answer that does not bring its own."""
+    names = {name for name, _ in headers}
+    return [policy for policy in (API_POLICY, RESOURCE_POLICY) if policy[0] not in names]
 
 
 def _request_id(scope: Scope) -> bytes:

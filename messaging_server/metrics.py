@@ -26,7 +26,10 @@ REQUEST_SECONDS = Histogram(
 MESSAGES = Counter(
     "messaging_messages_total", "Messages committed.", ("sender_type",), registry=REGISTRY
 )
-SOCKETS = Gauge("messaging_sockets", "Open authenticated sockets.", registry=REGISTRY)
+SOCKETS = Gauge("messaging_sockets", "Open authenticated sockets of users.", registry=REGISTRY)
+VISITOR_SOCKETS = Gauge(
+    "messaging_visitor_sockets", "Open authenticated sockets of visitors.", registry=REGISTRY
+)
 ROOMS = Gauge("messaging_rooms", "Conversations that a socket has joined.", registry=REGISTRY)
 DELIVERIES = Counter(
     "messaging_deliveries_total", "Frames written to sockets.", ("event",), registry=REGISTRY
@@ -76,6 +79,23 @@ ANALYSIS_QUEUE = Gauge(
     "messaging_analysis_queue",
     "Conversations by the state of their analysis: waiting, due, running, failed.",
     ("state",),
+    registry=REGISTRY,
+)
+WEBHOOK_ATTEMPTS = Counter(
+    "messaging_webhook_attempts_total",
+    "Attempts to deliver to webhooks: succeeded, failed, gave_up.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+WEBHOOK_SECONDS = Histogram(
+    "messaging_webhook_attempt_seconds",
+    "Time that an attempt to deliver took.",
+    buckets=(0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 15),
+    registry=REGISTRY,
+)
+WEBHOOK_PENDING = Gauge(
+    "messaging_webhook_pending",
+    "Deliveries to webhooks that are still to be attempted; 100,000 at most.",
     registry=REGISTRY,
 )
 POOL_CONNECTIONS = Gauge(

@@ -150,6 +150,16 @@ class Lead(Model, frozen=True):
     updated_at: Timestamp
 
 
+class LeadDetails(Lead, frozen=True):
+    """`verified` is False where e-mail and phone are only what a visitor typed.
+
+    `possible_duplicates` are other leads with the same e-mail or phone, as far as they are seen.
+    """
+
+    verified: bool
+    possible_duplicates: Sequence[Lead]
+
+
 class AssignedAgent(Model, frozen=True):
     id: UUID
     email: str
@@ -215,11 +225,19 @@ class Conversation(Model, frozen=True):
 
 
 class Attachment(Model, frozen=True):
+    """A file; `content_type` was found from its content. The addresses are short-lived.
+
+    `width`, `height` and `thumbnail_url` are null unless it is an image that could be read.
+    """
+
     id: UUID
     file_name: str
     content_type: str
     size_bytes: int
     url: str
+    width: int | None
+    height: int | None
+    thumbnail_url: str | None
 
 
 class Message(Model, frozen=True):
@@ -336,6 +354,20 @@ class Analysis(Model, frozen=True):
     created_at: Timestamp
 
 
+class Inbox(Model, frozen=True):
+    """Where leads write in; `secret_prefix` is enough to recognise the secret by."""
+
+    id: UUID
+    name: str
+    kind: InboxKind
+    allowed_origins: Sequence[str]
+    greeting: str | None
+    secret_prefix: str
+    previous_secret_valid_until: Timestamp | None
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
 class ApiKey(Model, frozen=True):
     id: UUID
     inbox_id: UUID
@@ -350,3 +382,71 @@ class KeyIdentity(Struct, frozen=True):
 
     id: UUID
     inbox_id: UUID
+
+
+class Visitor(Struct, frozen=True):
+    """The lead for whom a session of the public API speaks, in one inbox.
+
+    `verified`: the website's own server has said who it is.
+    """
+
+    lead_id: UUID
+    inbox_id: UUID
+    name: str
+    verified: bool
+
+
+class WebhookEvent(StrEnum):
+    """What webhooks can be told."""
+
+    MESSAGE_CREATED = "message.created"
+    MESSAGE_STATUS = "message.status"
+    CONVERSATION_CREATED = "conversation.created"
+    CONVERSATION_UPDATED = "conversation.updated"
+    CONVERSATION_ASSIGNED = "conversation.assigned"
+    CONVERSATION_STATUS_CHANGED = "conversation.status_changed"
+    CONVERSATION_AI_UPDATED = "conversation.ai_updated"
+    LEAD_CREATED = "lead.created"
+    LEAD_UPDATED = "lead.updated"
+    LEAD_MERGED = "lead.merged"
+
+
+class WebhookDeliveryStatus(StrEnum):
+    """`PENDING`: still to be attempted, for the first time or again. `FAILED`: given up."""
+
+    PENDING = "PENDING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+class Webhook(Model, frozen=True):
+    """An address that is told of events, of all of them when `events` is empty.
+
+    A disabled one is paused; `disabled_reason` says why the server itself disabled it.
+    `failing_since` is when the first of nothing but failures was.
+    """
+
+    id: UUID
+    url: str
+    description: str | None
+    events: Sequence[WebhookEvent]
+    include_private_notes: bool
+    enabled: bool
+    disabled_reason: str | None
+    failing_since: Timestamp | None
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class WebhookDelivery(Model, frozen=True):
+    """One event for one webhook; `id` is the header `webhook-id` of every attempt."""
+
+    id: UUID
+    event: WebhookEvent
+    status: WebhookDeliveryStatus
+    attempts: int
+    next_attempt_at: Timestamp | None
+    response_status: int | None
+    error: str | None
+    created_at: Timestamp
+    finished_at: Timestamp | None

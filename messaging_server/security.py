@@ -4,9 +4,12 @@ Nothing here touches the database; whether a valid token is still good is for `u
 """
 
 import asyncio
+import base64
 import hashlib
+import hmac
 import os
 import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -18,7 +21,7 @@ import bcrypt
 import jwt
 from msgspec import Struct
 
-from messaging_server.errors import StartupError, Unauthenticated, ValidationFailed
+from messaging_server.errors import Forbidden, StartupError, Unauthenticated, ValidationFailed
 from messaging_server.models import Role
 
 P = TypeVar("P")
@@ -29,6 +32,8 @@ SECRET_BYTES = 32
 PASSWORD_MIN_CHARACTERS = 8
 PASSWORD_MAX_BYTES = 72
 API_KEY_PREFIX = "ik_"
+LINK_STEP_SECONDS = 1_800
+LINK_SECONDS = 5_400
 
 
 class Claims(Struct, frozen=True):
@@ -78,6 +83,36 @@ class Tokens:
             raise Unauthenticated("The token has expired") from None
         except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError):
             raise Unauthenticated("The token is not valid") from None
+
+
+class Links:
+    """Addresses of attachments' content that anybody may read for a while.
+
+    An address stays the same for half an hour, so that browsers can keep what it names, and
+    holds for an hour at least.
+    """
+
+    def __init__(self, secret: str, *, public_url: str) -> None:
+        self._key = hmac.digest(secret.encode(), b"attachment", "sha256")
+        self._prefix = f"{public_url.rstrip('/')}/api/v1/attachments"
+
+    def content(self, attachment_id: UUID, *, thumbnail: bool = False) -> str:
+        expires = int(time.time()) // LINK_STEP_SECONDS * LINK_STEP_SECONDS + LINK_SECONDS
+        signature = self._sign(attachment_id, expires, thumbnail=thumbnail)
+        query = f"expires={expires}&signature={signature}"
+        return f"{self._prefix}/{attachment_id}/content?{query}{'&thumbnail=true' * thumbnail}"
+
+    def check(self, attachment_id: UUID, *, expires: int, signature: str, thumbnail: bool) -> None:
+        """Raises `Forbidden` for an address that is not ours, or too old."""
+        expected = self._sign(attachment_id, expires, thumbnail=thumbnail)
+        good = hmac.compare_digest(expected.encode(), signature.encode())
+        if not good or expires <= time.time():
+            raise Forbidden("This address is not valid, or has expired: ask for a new one")
+
+    def _sign(self, attachment_id: UUID, expires: int, *, thumbnail: bool) -> str:
+        text = f"{attachment_id} {expires} {'thumbnail' if thumbnail else 'content'}"
+        digest = hmac.digest(self._key, text.encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 class Passwords:

@@ -106,9 +106,19 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-def uvicorn_config(config: Config) -> uvicorn.Config:
+def with_places(config: Config, listener: socket.socket) -> Config:
+    """The configuration with what is known only now: the data directory and the address."""
+    server = msgspec.structs.replace(
+        config.server,
+        data_dir=str(data_dir(config)),
+        public_url=config.server.public_url or url_of(listener),
+    )
+    return msgspec.structs.replace(config, server=server)
+
+
+def uvicorn_config(config: Config, listener: socket.socket) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(config),
+        create_app(with_places(config, listener)),
         ws=WireProtocol,
         ws_max_size=FRAME_BYTES,
         ws_per_message_deflate=False,
@@ -153,7 +163,7 @@ def serve(config: Config, listener: socket.socket, *, announce: Callable[[], Non
     signal.signal(signal.SIGTERM, _exit)
     asyncio.run(migrate(config.database.url))
     announce()
-    server = Server(uvicorn_config(config), own_signals=True)
+    server = Server(uvicorn_config(config, listener), own_signals=True)
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.run(sockets=[listener])
     if not server.started:
@@ -172,8 +182,8 @@ async def running_server(config: Config) -> AsyncIterator[str]:
     `config` comes from `running_database`.
     """
     await migrate(config.database.url)
-    server = Server(uvicorn_config(config), own_signals=False)
     listener = listen(config)
+    server = Server(uvicorn_config(config, listener), own_signals=False)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         up = asyncio.create_task(server.up.wait())

@@ -50,7 +50,7 @@ class Inboxes(Table, tablename="inboxes"):
 
 class Leads(Table, tablename="leads"):
     id = UUID(primary_key=True, default=uuid7)
-    inbox_id = ForeignKey(Inboxes)
+    inbox_id = UUID(null=True, default=None)
     identity = Text(null=True, default=None)
     external_id = Text(null=True, default=None)
     name = Text()
@@ -66,7 +66,7 @@ class Leads(Table, tablename="leads"):
 
 class Visitors(Table, tablename="visitors"):
     id = UUID(primary_key=True, default=uuid7)
-    inbox_id = ForeignKey(Inboxes, null=False)
+    inbox_id = UUID()
     lead_id = ForeignKey(Leads, null=False)
     token_hash = Bytea(secret=True)
     expires_at = Timestamptz()
@@ -75,7 +75,7 @@ class Visitors(Table, tablename="visitors"):
 
 class Conversations(Table, tablename="conversations"):
     id = UUID(primary_key=True, default=uuid7)
-    inbox_id = ForeignKey(Inboxes)
+    inbox_id = UUID(null=True, default=None)
     external_id = Text(null=True, default=None)
     lead_id = ForeignKey(Leads, null=False)
     assigned_agent_id = ForeignKey(Users)
@@ -133,7 +133,32 @@ class Messages(Table, tablename="messages"):
     lead_message_count = Integer()
     delivery = SmallInt(default=0)
     delivery_error = Text(null=True, default=None)
+    attachment_count = SmallInt(default=0)
     created_at = Timestamptz()
+
+
+class Attachments(Table, tablename="attachments"):
+    id = UUID(primary_key=True, default=uuid7)
+    message_id = UUID(null=True, default=None)
+    conversation_id = ForeignKey(Conversations)
+    position = SmallInt(default=0)
+    uploaded_by = ForeignKey(Users)
+    lead_id = ForeignKey(Leads)
+    inbox_id = ForeignKey(Inboxes)
+    file_name = Text()
+    content_type = Text()
+    size_bytes = BigInt()
+    width = Integer(null=True, default=None)
+    height = Integer(null=True, default=None)
+    storage_key = Text()
+    thumbnail_key = Text(null=True, default=None)
+    created_at = Timestamptz()
+    linked_at = Timestamptz(null=True, default=None)
+
+
+class AttachmentRemovals(Table, tablename="attachment_removals"):
+    storage_key = Text(primary_key=True)
+    due_at = Timestamptz()
 
 
 class ConversationReads(Table, tablename="conversation_reads"):
@@ -194,6 +219,56 @@ class ApiKeys(Table, tablename="api_keys"):
     last_used_at = Timestamptz(null=True, default=None)
 
 
+class Webhooks(Table, tablename="webhooks"):
+    id = UUID(primary_key=True, default=uuid7)
+    url = Text(secret=True)
+    description = Text(null=True, default=None)
+    events = Array(base_column=Text(), default=list)
+    include_private_notes = Boolean(default=False)
+    secret = Text(secret=True)
+    previous_secret = Text(null=True, default=None, secret=True)
+    previous_secret_until = Timestamptz(null=True, default=None)
+    enabled = Boolean(default=True)
+    disabled_reason = Text(null=True, default=None)
+    failing_since = Timestamptz(null=True, default=None)
+    held_until = Timestamptz(null=True, default=None)
+    created_by = ForeignKey(Users)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+
+
+class WebhookOutbox(Table, tablename="webhook_outbox"):
+    position = BigInt(primary_key=True)
+    event = Text()
+    ordering_key = UUID()
+    subject_id = UUID()
+    detail = JSONB(null=True, default=None)
+    created_at = Timestamptz()
+
+
+class WebhookBodies(Table, tablename="webhook_bodies"):
+    position = BigInt(primary_key=True)
+    body = Text()
+
+
+class WebhookDeliveries(Table, tablename="webhook_deliveries"):
+    id = UUID(primary_key=True, default=uuid7)
+    position = BigInt()
+    webhook_id = UUID()
+    event = Text()
+    ordering_key = UUID()
+    status = Text(default="PENDING")
+    parked = Boolean(default=False)
+    attempts = Integer(default=0)
+    due_at = Timestamptz()
+    lease_until = Timestamptz(null=True, default=None)
+    lease_token = UUID(null=True, default=None)
+    response_status = Integer(null=True, default=None)
+    error = Text(null=True, default=None)
+    created_at = Timestamptz()
+    finished_at = Timestamptz(null=True, default=None)
+
+
 class ConversationCounts(Table, tablename="conversation_counts"):
     id = BigInt(primary_key=True)
     assigned_agent_id = UUID(null=True, default=None)
@@ -210,9 +285,15 @@ TABLES: tuple[type[Table], ...] = (
     Visitors,
     Conversations,
     Messages,
+    Attachments,
+    AttachmentRemovals,
     ConversationReads,
     Analyses,
     AnalysisSpending,
     ApiKeys,
+    Webhooks,
+    WebhookOutbox,
+    WebhookBodies,
+    WebhookDeliveries,
     ConversationCounts,
 )

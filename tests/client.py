@@ -219,6 +219,14 @@ class Api:
         )
         return result
 
+    def upload(
+        self, content: bytes = b"hello", name: str = "note.txt", *, expect: int | None = None
+    ) -> dict[str, Any]:
+        """The attachment; the `error` when `expect` is an error's status."""
+        response = self.http.post("/attachments", files={"file": (name, content)})
+        result: dict[str, Any] = self.unwrap(response, expect)
+        return result
+
     def inbound(self, text: str, **fields: Any) -> dict[str, Any]:
         """With an API key: a lead's message."""
         body = {

@@ -93,9 +93,11 @@ def database(dsn: str) -> Database:
 @contextlib.contextmanager
 def live_server(dsn: str, **environment: str) -> Iterator[LiveServer]:
     """`python -m messaging_server` as users run it, in a process of its own."""
+    data_dir = tempfile.mkdtemp(prefix="ms-data-")
     variables = {
         **{key: value for key, value in os.environ.items() if not key.startswith("MESSAGING_")},
         "DATABASE_URL": dsn,
+        "MESSAGING_SERVER__DATA_DIR": data_dir,
         "MESSAGING_AUTH__SECRET": SECRET,
         "MESSAGING_AUTH__BCRYPT_ROUNDS": "4",
         "MESSAGING_LIMITS__ENABLED": "false",
@@ -109,6 +111,7 @@ def live_server(dsn: str, **environment: str) -> Iterator[LiveServer]:
         yield server
     finally:
         server.close()
+        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

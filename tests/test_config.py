@@ -138,6 +138,33 @@ def test_what_a_provider_needs(keys: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"endpoint": "minio:9000"}, "storage.endpoint must be like"),
+        ({"access_key_id": "a"}, "set both or neither"),
+        ({"secret_access_key": "a"}, "set both or neither"),
+    ],
+)
+def test_what_a_bucket_needs(keys: dict[str, Any], words: str) -> None:
+    """The same without a bucket is for other programs."""
+    with pytest.raises(StartupError, match=words):
+        load_config(None, {}, {"storage": {"url": "s3://bucket", **keys}})
+    assert load_config(None, {}, {"storage": keys}).storage.url == ""
+
+
+def test_the_usual_variables_of_buckets() -> None:
+    usual = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
+        "AWS_REGION": "eu-central-1",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }
+    storage = load_config(None, usual, {"storage": {"url": "s3://bucket/prefix"}}).storage
+    keys = (storage.endpoint, storage.region, storage.access_key_id, storage.secret_access_key)
+    assert keys == tuple(usual.values())
+
+
+@pytest.mark.parametrize(
     ("variable", "text", "value"),
     [
         ("SERVER__PORT", "8080", 8080),
@@ -178,6 +205,15 @@ def test_other_variables_are_not_ours() -> None:
         ("server", "allowed_origins", ["https://a.example/"]),
         ("server", "allowed_origins", ["ftp://a.example"]),
         ("server", "behind_proxy", ["300.0.0.1"]),
+        ("server", "public_url", "inbox.example.com"),
+        ("server", "public_url", "ftp://inbox.example.com"),
+        ("server", "public_url", "https://inbox.example.com?x"),
+        ("server", "public_url", "https://a b"),
+        ("storage", "url", "folder"),
+        ("storage", "url", "file://folder"),
+        ("storage", "url", "s3://"),
+        ("storage", "url", "https://example.com"),
+        ("storage", "max_bytes", 0),
         ("database", "pool_size", 1),
         ("auth", "bcrypt_rounds", 3),
         ("auth", "token_hours", 0),
@@ -210,6 +246,7 @@ def test_masking() -> None:
     secrets = {
         "auth": {"secret": "s" * 40},
         "ai": {"api_key": "sk-123"},
+        "storage": {"secret_access_key": "aws-123"},
         "database": {"url": "postgresql://user:p@ss:w/rd@host:5432/db?password=x&sslmode=require"},
     }
     shown = masked(load_config(None, {}, secrets))

@@ -113,6 +113,7 @@ def message(seq: int) -> dict[str, Any]:
         "mediaUrl": None,
         "attachments": [],
         "private": False,
+        "status": None,
         "clientMessageId": None,
         "createdAt": "2026-03-02T09:14:08.000Z",
     }

@@ -29,12 +29,15 @@ from messaging_server.config import (
     Config,
     load_config,
 )
+from messaging_server.conversations.receipts import Receipt, ReceiptsResult
 from messaging_server.dashboard.queries import AiState, Metrics, PriorityBreakdown
 from messaging_server.errors import DomainError
 from messaging_server.events import Event
 from messaging_server.inboxes.service import InboundResult, ShownApiKey
+from messaging_server.inboxes.settings import PublicInbox
+from messaging_server.inboxes.visitors import SessionLead, VisitorSession
 from messaging_server.postgres import EmbeddedPostgres
-from messaging_server.realtime import protocol
+from messaging_server.realtime import protocol, public_protocol
 from messaging_server.users.service import Login
 from tests.conftest import live_server, make_config
 
@@ -128,6 +131,14 @@ def test_every_route_is_documented_and_exists(
     assert optional <= set(documented)
 
 
+OPTIONS = (
+    ("public", "anyone"),
+    ("api_key", "API key"),
+    ("visitor", "visitor"),
+    ("admin_only", "ADMIN"),
+)
+
+
 def test_routes_say_who_may_call_them(
     routes: Routes, documented: dict[tuple[str, str], str]
 ) -> None:
@@ -135,7 +146,7 @@ def test_routes_say_who_may_call_them(
         if handler is None:
             continue
         who = "any user"
-        for option, word in (("public", "anyone"), ("api_key", "API key"), ("admin_only", "ADMIN")):
+        for option, word in OPTIONS:
             if handler.opt.get(option):
                 who = word
         assert documented[key].strip().startswith(f"Who: {who}"), key
@@ -169,6 +180,14 @@ def test_routes_say_their_status_parameters_and_fields(
     [
         ("User", [models.User]),
         ("Lead", [models.Lead]),
+        ("Inbox", [models.Inbox]),
+        ("PublicMessage", [models.PublicMessage, models.PublicSender]),
+        ("POST /api/v1/receipts", [ReceiptsResult, Receipt]),
+        (
+            "POST /api/public/v1/inboxes/{inbox_id}/sessions",
+            [VisitorSession, SessionLead],
+        ),
+        ("GET /api/public/v1/inboxes/{inbox_id}", [PublicInbox]),
         (
             "Conversation",
             [
@@ -182,6 +201,8 @@ def test_routes_say_their_status_parameters_and_fields(
         ("Message", [models.Message, models.Sender]),
         ("Analysis", [models.Analysis, models.Feedback]),
         ("ApiKey", [models.ApiKey]),
+        ("Webhook", [models.Webhook]),
+        ("WebhookDelivery", [models.WebhookDelivery]),
         ("GET /api/v1/dashboard/metrics", [Metrics, PriorityBreakdown, AiState]),
         ("GET /api/v1/analysis/usage", [AnalysisUsage, BudgetState, UsageItem]),
         ("POST /api/v1/inbound", [InboundResult]),
@@ -291,8 +312,12 @@ def test_every_metric_is_documented() -> None:
 
 def test_every_socket_event_and_close_code_is_documented() -> None:
     text = read("docs/socket.md")
-    events = {str(kind.__struct_config__.tag) for kind in (*protocol.COMMANDS, *protocol.PUSHES)}
-    assert not {event for event in events if f"`{event}`" not in text}
+    for_visitors = sections(text, 2)["For visitors"]
+    public = (*public_protocol.PUBLIC_COMMANDS, *public_protocol.PUBLIC_PUSHES)
+    agents = (*protocol.COMMANDS, *protocol.PUSHES)
+    for kinds, where in ((agents, text.replace(for_visitors, "")), (public, for_visitors)):
+        events = {str(kind.__struct_config__.tag) for kind in kinds}
+        assert not {event for event in events if f"`{event}`" not in where}
     numbers = set(re.findall(r"\b\d{4}\b", text))
     assert not {code.name for code in protocol.Close if str(code.value) not in numbers}
 

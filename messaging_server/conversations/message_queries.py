@@ -4,7 +4,7 @@ Appending is one statement and one round trip. The row lock of the conversation 
 gapless and equal to the order of commits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,8 +12,10 @@ from uuid import UUID
 from msgspec import Struct
 from uuid_utils.compat import uuid7
 
+from messaging_server.attachments import queries as attachment_queries
 from messaging_server.database import Database
 from messaging_server.models import (
+    Attachment,
     Caller,
     ContentType,
     DeliveryStatus,
@@ -39,11 +41,11 @@ _PUBLIC_MESSAGE = """,
     public_count = c.public_count + 1,
     last_message_sender_type = $6,
     last_message_content_type = $7,
-    last_message_preview = $13,
+    last_message_preview = $14,
     last_message_at = greatest(now(), c.last_activity_at),
     analysis_due_at = case
         when c.analysis_attempts > 0 and c.analysis_failed_at is null then c.analysis_due_at
-        else least(now() + $14, coalesce(c.analysis_first_at, now()) + $15) end,
+        else least(now() + $15, coalesce(c.analysis_first_at, now()) + $16) end,
     analysis_first_at = coalesce(c.analysis_first_at, now()),
     analysis_trigger = 'message',
     analysis_attempts = case when c.analysis_failed_at is null then c.analysis_attempts else 0 end,
@@ -70,17 +72,17 @@ _APPEND = """
 with conversation as (
     update conversations c set {changes}
     where c.id = $1 and ($2::uuid is null or c.assigned_agent_id = $2)
-        and ($3::integer is null or c.last_public_seq <= $3)
+        and ($3::integer is null or c.last_public_seq <= $3){condition}
     returning c.id, c.last_seq, c.public_count, c.lead_message_count, c.last_activity_at,
         c.version, c.assigned_agent_id
 ),
 message as (
     insert into messages (
         id, conversation_id, seq, public_seq, sender_type, sender_id, content_type, content_text,
-        media_url, private, client_message_id, external_id, inbox_id, lead_message_count,
-        created_at
+        media_url, private, client_message_id, external_id, inbox_id, attachment_count,
+        lead_message_count, created_at
     )
-    select $4, c.id, c.last_seq, {public_seq}, $6, $5, $7, $8, $9, {private}, $10, $11, $12,
+    select $4, c.id, c.last_seq, {public_seq}, $6, $5, $7, $8, $9, {private}, $10, $11, $12, $13,
         c.lead_message_count, c.last_activity_at
     from conversation c
 )
@@ -88,21 +90,26 @@ select last_seq, {public_seq} as public_seq, last_activity_at, version, assigned
 from conversation c
 """
 
+# The conversation may have gone to another lead while the statement waited for its lock.
 APPEND_FROM_LEAD = _APPEND.format(
     changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _LEAD_MESSAGE,
+    condition=" and c.lead_id = $5",
     private="false",
     public_seq="c.public_count",
 )
 APPEND_REPLY = _APPEND.format(
     changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _REPLY,
+    condition="",
     private="false",
     public_seq="c.public_count",
 )
-APPEND_NOTE = _APPEND.format(changes=_EVERY_MESSAGE, private="true", public_seq="null::integer")
+APPEND_NOTE = _APPEND.format(
+    changes=_EVERY_MESSAGE, condition="", private="true", public_seq="null::integer"
+)
 
 _COLUMNS = """
     m.id, m.conversation_id, m.seq, m.sender_type, m.content_type, m.content_text, m.media_url,
-    m.private, m.delivery, m.client_message_id, m.created_at,
+    m.private, m.delivery, m.client_message_id, m.attachment_count, m.created_at,
     case m.sender_type when 'LEAD' then l.id when 'AGENT' then u.id end as sender_id,
     case m.sender_type
         when 'LEAD' then l.name
@@ -135,6 +142,7 @@ class Draft(Struct, frozen=True, kw_only=True):
     client_message_id: str | None = None
     external_id: str | None = None
     inbox_id: UUID | None = None  # in which `external_id` is known
+    attachment_ids: tuple[UUID, ...] = ()
 
 
 class Appended(Struct, frozen=True):
@@ -146,6 +154,7 @@ class Appended(Struct, frozen=True):
     created_at: datetime
     version: int
     assigned_agent_id: UUID | None
+    attachments: tuple[Attachment, ...] = ()
 
 
 class MessageCursor(Struct, frozen=True):
@@ -165,9 +174,9 @@ async def append_message(
 ) -> Appended | None:
     """Number and store `draft`, and make the conversation due for analysis.
 
-    None when the conversation is not there, not assigned to `only_agent_id`, or has a newer
-    public message than expected. Raises `asyncpg.UniqueViolationError` when the client's or
-    the external id was used before.
+    None when the conversation is not there, not assigned to `only_agent_id`, not that of the
+    lead who writes, or has a newer public message than expected. Raises
+    `asyncpg.UniqueViolationError` when the client's or the external id was used before.
     """
     arguments = [
         draft.conversation_id,
@@ -182,6 +191,7 @@ async def append_message(
         draft.client_message_id,
         draft.external_id,
         draft.inbox_id,
+        len(draft.attachment_ids),
     ]
     if draft.private:
         row = await database.fetch_row(APPEND_NOTE, *arguments)
@@ -213,7 +223,26 @@ def status_of(
     return DELIVERY[delivery] if sender_type is SenderType.AGENT and not private else None
 
 
-def to_message(row: Mapping[str, Any]) -> Message:
+async def to_messages(database: Database, rows: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """With their attachments, which take a second statement where there are any."""
+    found = await attachments_of(database, rows)
+    return [to_message(row, found.get(row["id"], ())) for row in rows]
+
+
+async def attachments_of(
+    database: Database, rows: Sequence[Mapping[str, Any]]
+) -> dict[UUID, tuple[Attachment, ...]]:
+    """Those of the messages in `rows`, by message."""
+    message_ids = [row["id"] for row in rows if row["attachment_count"]]
+    return await attachment_queries.fetch_of_messages(database, message_ids)
+
+
+def media_url_of(given: str | None, attachments: Sequence[Attachment]) -> str | None:
+    """The address that the sender gave, else that of the first attachment."""
+    return attachments[0].url if given is None and attachments else given
+
+
+def to_message(row: Mapping[str, Any], attachments: Sequence[Attachment]) -> Message:
     sender_id = row["sender_id"]
     sender_type = SenderType(row["sender_type"])
     return Message(
@@ -224,8 +253,8 @@ def to_message(row: Mapping[str, Any]) -> Message:
         sender=Sender(id=sender_id, name=row["sender_name"]) if sender_id else None,
         content_type=ContentType(row["content_type"]),
         content_text=row["content_text"],
-        media_url=row["media_url"],
-        attachments=(),
+        media_url=media_url_of(row["media_url"], attachments),
+        attachments=attachments,
         private=row["private"],
         status=status_of(sender_type, private=row["private"], delivery=row["delivery"]),
         client_message_id=row["client_message_id"],
@@ -249,7 +278,7 @@ async def list_messages(
         from conversations c {_JOINS}
         left join lateral (
             select id, conversation_id, seq, sender_type, sender_id, content_type, content_text,
-                media_url, private, delivery, client_message_id, created_at
+                media_url, private, delivery, client_message_id, attachment_count, created_at
             from messages
             where conversation_id = c.id
                 and ($4::integer is null or seq {">" if ascending else "<"} $4)
@@ -267,7 +296,8 @@ async def list_messages(
     )
     if not rows:
         return None
-    messages = [to_message(row) for row in rows[:limit] if row["id"] is not None]
+    shown = [row for row in rows[:limit] if row["id"] is not None]
+    messages = await to_messages(database, shown)
     more = len(rows) > limit
     return messages, MessageCursor(messages[-1].seq, ascending) if more else None
 
@@ -287,7 +317,20 @@ async def fetch_messages_between(
         after_seq,
         through_seq,
     )
-    return [to_message(row) for row in rows]
+    return await to_messages(database, rows)
+
+
+async def fetch_by_ids(database: Database, message_ids: Sequence[UUID]) -> dict[UUID, Message]:
+    """Without a question of access: for what the server itself tells others."""
+    rows = await database.fetch(
+        f"""
+        select {_COLUMNS}
+        from messages m join conversations c on c.id = m.conversation_id {_JOINS} {_SENDER}
+        where m.id = any($1::uuid[])
+        """,
+        message_ids,
+    )
+    return {message.id: message for message in await to_messages(database, rows)}
 
 
 async def fetch_by_client_id(
@@ -315,7 +358,7 @@ async def fetch_by_external_id(
         inbox_id,
         external_id,
     )
-    return (to_message(row), row["lead_id"]) if row else None
+    return ((await to_messages(database, [row]))[0], row["lead_id"]) if row else None
 
 
 async def _fetch_one(database: Database, condition: str, *arguments: Any) -> Message | None:
@@ -327,4 +370,4 @@ async def _fetch_one(database: Database, condition: str, *arguments: Any) -> Mes
         """,
         *arguments,
     )
-    return to_message(row) if row else None
+    return (await to_messages(database, [row]))[0] if row else None

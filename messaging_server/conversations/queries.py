@@ -259,7 +259,7 @@ async def insert_conversation(
     inbox_id: UUID | None = None,
     external_id: str | None = None,
 ) -> UUID:
-    """Raises `Conflict` when the external id is taken, `NotFound` when lead or inbox is gone."""
+    """Raises `Conflict` when the external id is taken, `NotFound` when the lead is gone."""
     conversation_id = uuid7()
     try:
         await database.execute(
@@ -275,9 +275,8 @@ async def insert_conversation(
         )
     except asyncpg.UniqueViolationError:
         raise Conflict("The conversation was created at the same moment; try again") from None
-    except asyncpg.ForeignKeyViolationError as error:
-        missing = "inbox" if "inbox" in str(error.constraint_name) else "lead"
-        raise NotFound(f"No such {missing}") from None
+    except asyncpg.ForeignKeyViolationError:
+        raise NotFound("No such lead") from None
     return conversation_id
 
 

@@ -5,14 +5,17 @@ Facts are stated after the commit; this module knows neither sockets nor analyse
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from messaging_server import metrics
+from messaging_server.attachments import queries as attachment_queries
+from messaging_server.attachments.queries import Uploader
 from messaging_server.conversations import message_queries, queries
 from messaging_server.conversations.message_queries import Appended, Debounce, Draft, MessageCursor
 from messaging_server.database import Database
@@ -34,6 +37,7 @@ from messaging_server.models import (
     Message,
     Model,
     Priority,
+    PublicMessage,
     Request,
     Sender,
     SenderType,
@@ -46,20 +50,27 @@ MISSED_MESSAGES = 50
 
 ContentText = Annotated[str, Meta(min_length=1, max_length=10_000)]
 MediaUrl = Annotated[str, Meta(min_length=1, max_length=2_000)]
+AttachmentIds = Annotated[tuple[UUID, ...], Meta(min_length=1, max_length=10)]
 ClientMessageId = Annotated[str, Meta(min_length=1, max_length=200)]
 Seq = Annotated[int, Meta(ge=0, le=2_147_483_647)]
 TagName = Annotated[str, Meta(min_length=1, max_length=50)]
 
 
 class MessageContent(Request, frozen=True):
-    """TEXT needs `contentText`; the other types need `mediaUrl`, and may have a caption."""
+    """TEXT needs `contentText`; the other types need media, and may have a caption."""
 
     content_text: ContentText | None = None
     content_type: ContentType = ContentType.TEXT
     media_url: MediaUrl | None = None
 
 
-class NewMessage(MessageContent, frozen=True):
+class MessageWithAttachments(MessageContent, frozen=True):
+    """Media is a `mediaUrl`, or attachments that were uploaded before; TEXT may have some, too."""
+
+    attachment_ids: AttachmentIds | None = None
+
+
+class NewMessage(MessageWithAttachments, frozen=True):
     private: bool = False
     client_message_id: ClientMessageId | None = None
     expected_last_seq: Seq | None = None
@@ -148,7 +159,9 @@ async def create_conversation(
         )
         conversation = await fetch_conversation(database, caller, conversation_id)
         database.publish(
-            ConversationCreated(conversation_id=conversation_id, assigned_agent_id=agent_id)
+            ConversationCreated(
+                conversation_id=conversation_id, lead_id=lead_id, assigned_agent_id=agent_id
+            )
         )
     return conversation
 
@@ -276,7 +289,7 @@ async def send_message(
 
     Raises `StaleSend` when there is a newer public message than the sender expected.
     """
-    check_content(message)
+    check_content(message, message.attachment_ids)
     draft = Draft(
         conversation_id=conversation_id,
         sender_type=SenderType.AGENT,
@@ -287,9 +300,10 @@ async def send_message(
         preview=preview_of(message),
         private=message.private,
         client_message_id=message.client_message_id,
+        attachment_ids=message.attachment_ids or (),
     )
     try:
-        appended = await message_queries.append_message(
+        appended = await append(
             database,
             draft,
             only_agent_id=None if caller.is_admin else caller.id,
@@ -301,11 +315,68 @@ async def send_message(
     if appended is None:
         return await _refused(database, caller, draft, message.expected_last_seq)
     sender = Sender(id=caller.id, name=caller.name or caller.email.partition("@")[0])
-    return Sent(announce(database, draft, appended, sender), created=True)
+    message_sent = announce(database, draft, appended, sender, agent_name=caller.name)
+    return Sent(message_sent, created=True)
 
 
-def announce(database: Database, draft: Draft, appended: Appended, sender: Sender) -> Message:
-    """State that `draft` was committed, and return it as the API shows it."""
+async def append(
+    database: Database,
+    draft: Draft,
+    *,
+    only_agent_id: UUID | None,
+    expected_last_seq: int | None,
+    debounce: Debounce,
+) -> Appended | None:
+    """`append_message`, together with the sender's uploads that the draft names: all or nothing.
+
+    Raises `ValidationFailed` when one of them is not the sender's own, or was sent before.
+    """
+    append_message = partial(
+        message_queries.append_message,
+        database,
+        draft,
+        only_agent_id=only_agent_id,
+        expected_last_seq=expected_last_seq,
+        debounce=debounce,
+    )
+    if not draft.attachment_ids:
+        return await append_message()
+    async with database.transaction():
+        appended = await append_message()
+        if appended is None:
+            return None
+        attachments = await attachment_queries.link_attachments(
+            database,
+            draft.attachment_ids,
+            uploader=_uploader(draft),
+            message_id=appended.id,
+            conversation_id=draft.conversation_id,
+        )
+        if len(attachments) != len(draft.attachment_ids):
+            raise ValidationFailed.of(
+                "attachmentIds", "must be uploads of your own that were not sent yet"
+            )
+        return structs.replace(appended, attachments=attachments)
+
+
+def _uploader(draft: Draft) -> Uploader:
+    if draft.sender_type is SenderType.LEAD:
+        return Uploader(lead_id=draft.sender_id)
+    return Uploader(user_id=draft.sender_id)
+
+
+def announce(
+    database: Database,
+    draft: Draft,
+    appended: Appended,
+    sender: Sender,
+    *,
+    agent_name: str | None = None,
+) -> Message:
+    """State that `draft` was committed, and return it as the API shows it.
+
+    `agent_name` is what a visitor may read of the agent who wrote it.
+    """
     message = Message(
         id=appended.id,
         conversation_id=draft.conversation_id,
@@ -314,8 +385,8 @@ def announce(database: Database, draft: Draft, appended: Appended, sender: Sende
         sender=sender,
         content_type=draft.content_type,
         content_text=draft.content_text,
-        media_url=draft.media_url,
-        attachments=(),
+        media_url=message_queries.media_url_of(draft.media_url, appended.attachments),
+        attachments=appended.attachments,
         private=draft.private,
         status=message_queries.status_of(draft.sender_type, private=draft.private),
         client_message_id=draft.client_message_id,
@@ -326,6 +397,7 @@ def announce(database: Database, draft: Draft, appended: Appended, sender: Sende
         MessageCreated(
             message=message,
             public_seq=appended.public_seq,
+            agent_name=agent_name,
             version=appended.version,
             assigned_agent_id=appended.assigned_agent_id,
         )
@@ -341,13 +413,7 @@ async def _sent_before(database: Database, caller: Caller, draft: Draft) -> Sent
     )
     if first is None:
         raise Conflict("The message was sent at the same moment; try again")
-    same = (first.content_type, first.content_text, first.media_url, first.private) == (
-        draft.content_type,
-        draft.content_text,
-        draft.media_url,
-        draft.private,
-    )
-    if not same:
+    if not is_same(first, draft) or first.private != draft.private:
         raise Conflict("This clientMessageId was used for another message")
     return Sent(first, created=False)
 
@@ -374,18 +440,37 @@ async def _refused(
     raise StaleSend(missed)
 
 
-def check_content(content: MessageContent) -> None:
+def is_same(first: Message | PublicMessage, draft: Draft) -> bool:
+    """Whether a message says what `draft` says. Its address may be its attachment's."""
+    attachments = first.attachments
+    return (
+        first.content_type,
+        first.content_text,
+        first.media_url,
+        tuple(attachment.id for attachment in attachments),
+    ) == (
+        draft.content_type,
+        draft.content_text,
+        message_queries.media_url_of(draft.media_url, attachments),
+        draft.attachment_ids,
+    )
+
+
+def check_content(content: MessageContent, attachment_ids: Sequence[UUID] | None = None) -> None:
+    if attachment_ids is not None and len(set(attachment_ids)) != len(attachment_ids):
+        raise ValidationFailed.of("attachmentIds", "must not name an attachment twice")
     if content.content_type is ContentType.TEXT:
         if not (content.content_text or "").strip():
             raise ValidationFailed.of("contentText", "is required for a TEXT message")
         if content.media_url is not None:
             raise ValidationFailed.of("mediaUrl", "does not go with a TEXT message")
         return
-    if content.media_url is None:
+    if content.media_url is not None:
+        check_media_url(content.media_url)
+    elif attachment_ids is None:
         raise ValidationFailed.of(
             "mediaUrl", f"is required for a message of type {content.content_type}"
         )
-    check_media_url(content.media_url)
 
 
 def check_media_url(url: str) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,21 +17,19 @@ from messaging_server.config import (
     LimitsConfig,
     LogConfig,
     ServerConfig,
+    WebhooksConfig,
 )
-from messaging_server.demo.client import OutOfOrder, PromiseBroken
-from messaging_server.demo.player import (
-    Person,
-    Player,
-    Tally,
-    fetch_conversations,
-    gather_team,
-    is_analysed,
-    new_people,
-)
+from messaging_server.demo.client import Api, OutOfOrder, PromiseBroken
+from messaging_server.demo.player import Player
+from messaging_server.demo.receiver import receiving
 from messaging_server.demo.screen import new_console, print_summary, print_welcome, showing
 from messaging_server.demo.scripts import BUNDLED, Script, read_scripts
+from messaging_server.demo.stage import DELIVERY_TIMEOUT_SECONDS, Stage, is_analysed
+from messaging_server.demo.tally import Tally
+from messaging_server.demo.team import Person, Team, gather_team, new_people
+from messaging_server.demo.website import CHAT, visit
 from messaging_server.logs import configure_logging
-from messaging_server.models import Conversation
+from messaging_server.models import Conversation, Page
 from messaging_server.serving import running_database, running_server
 
 GENEROUS = 1_000_000
@@ -90,6 +89,7 @@ def demo_config(directory: Path) -> Config:
             inbound_per_minute_per_key=GENEROUS,
         ),
         analysis=AnalysisConfig(quiet_seconds=2, max_wait_seconds=10),
+        webhooks=WebhooksConfig(allowed_networks=("127.0.0.0/8", "::1/128")),
         log=LogConfig(level="WARNING"),
     )
 
@@ -104,7 +104,8 @@ class Demo:
         self._scripts = scripts
         self._console = console
         self._speed = speed
-        self._tally = Tally(conversations=len(scripts))
+        [self._chat] = read_scripts(CHAT)
+        self._tally = Tally(conversations=len(scripts) + 1)
 
     async def run(self, *, stay: bool) -> int:
         """0 when everything held that was promised, else 1."""
@@ -127,20 +128,35 @@ class Demo:
 
     async def _play(self, url: str, people: Sequence[Person]) -> list[Conversation]:
         async with gather_team(url, people) as team:
-            with showing(self._console, self._tally) as screen:
-                player = Player(
-                    url, team, self._scripts, speed=self._speed, watcher=screen, tally=self._tally
-                )
-                await player.play()
+            started_at = time.perf_counter()
+            try:
+                await self._perform(url, team)
+            finally:
+                self._tally.seconds = time.perf_counter() - started_at
             conversations = await fetch_conversations(team.admin.api)
         self._check(conversations)
         return conversations
 
+    async def _perform(self, url: str, team: Team) -> None:
+        """Raises `PromiseBroken`, in an exception group, as soon as something does not hold."""
+        tally = self._tally
+        with showing(self._console, tally) as screen:
+            async with receiving(team.admin.api, tally=tally, watcher=screen) as receiver:
+                stage = Stage(
+                    url, team, speed=self._speed, tally=tally, watcher=screen, receiver=receiver
+                )
+                async with stage.listening():
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(visit(stage, self._chat, index=len(self._scripts)))
+                        tasks.create_task(Player(stage, self._scripts).play())
+                    await receiver.wait_for_expected(timeout_seconds=DELIVERY_TIMEOUT_SECONDS)
+
     def _check(self, conversations: Sequence[Conversation]) -> None:
         """The lists agree with what was played."""
-        if len(conversations) != len(self._scripts):
+        played = self._tally.conversations
+        if len(conversations) != played:
             raise PromiseBroken(
-                f"{len(self._scripts)} conversations were played, {len(conversations)} are listed"
+                f"{played} conversations were played, {len(conversations)} are listed"
             )
         for conversation in conversations:
             if not is_analysed(conversation):
@@ -159,3 +175,14 @@ class Demo:
         self._console.print(f"\nThe server stays up: {url} (Ctrl-C stops it)", soft_wrap=True)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
+
+
+async def fetch_conversations(api: Api) -> list[Conversation]:
+    """All of them, page after page."""
+    conversations: list[Conversation] = []
+    path: str | None = "/conversations?limit=100"
+    while path is not None:
+        page = await api.get(path, Page[Conversation])
+        conversations += page.items
+        path = page.next_cursor and f"/conversations?limit=100&cursor={page.next_cursor}"
+    return conversations

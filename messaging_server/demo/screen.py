@@ -8,7 +8,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,23 +17,26 @@ from rich.table import Table
 from rich.text import Text
 
 from messaging_server.demo.client import AiData
-from messaging_server.demo.player import Person, Tally
-from messaging_server.demo.scripts import ScriptedMessage
+from messaging_server.demo.tally import Tally, Watcher
+from messaging_server.demo.team import Person
 from messaging_server.models import Conversation
 
 EVENTS_SHOWN = 12
 FRAMES_PER_SECOND = 8
 NAME_CHARACTERS = 18
 PRIORITY_STYLES = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "green"}
-SENDER_STYLES = {"LEAD": "cyan", "AGENT": "blue", "ANALYSIS": "magenta"}
-
-
-class Screen(Protocol):
-    """What `run_demo` shows while it plays; also the player's `Watcher`."""
-
-    def message_sent(self, name: str, message: ScriptedMessage) -> None: ...
-
-    def analysis_arrived(self, name: str, ai: AiData) -> None: ...
+KIND_STYLES = {
+    "LEAD": "cyan",
+    "WEBSITE": "bold cyan",
+    "AGENT": "blue",
+    "NOTE": "yellow",
+    "ANALYSIS": "magenta",
+    "WEBHOOK": "green",
+}
+VERDICT = (
+    "OK: every message arrived once and in order, over sockets and by webhook, a visitor's chat "
+    "went both ways, every conversation is analysed"
+)
 
 
 def new_console() -> Console:
@@ -45,7 +47,7 @@ def new_console() -> Console:
 
 
 @contextmanager
-def showing(console: Console, tally: Tally) -> Iterator[Screen]:
+def showing(console: Console, tally: Tally) -> Iterator[Watcher]:
     """The screen that suits where the output goes."""
     if not console.is_terminal:
         yield Lines(console)
@@ -61,11 +63,11 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def message_sent(self, name: str, message: ScriptedMessage) -> None:
-        self._print(f"{message.sender} {name}: {message.text}")
+    def happened(self, kind: str, name: str, text: str) -> None:
+        self._print(f"{kind} {name}: {text}")
 
     def analysis_arrived(self, name: str, ai: AiData) -> None:
-        self._print(f"ANALYSIS {name}: {ai.priority} [{', '.join(ai.tags)}] {ai.summary}")
+        self.happened("ANALYSIS", name, f"{ai.priority} [{', '.join(ai.tags)}] {ai.summary}")
 
     def _print(self, line: str) -> None:
         self._console.print(one_line(line), markup=False, emoji=False, soft_wrap=True)
@@ -86,8 +88,8 @@ class LiveScreen:
         )
         self._task = self._progress.add_task("", total=tally.conversations)
 
-    def message_sent(self, name: str, message: ScriptedMessage) -> None:
-        self._add(message.sender, name, Text(one_line(message.text)))
+    def happened(self, kind: str, name: str, text: str) -> None:
+        self._add(kind, name, Text(one_line(text)))
 
     def analysis_arrived(self, name: str, ai: AiData) -> None:
         priority = Text(one_line(ai.priority), PRIORITY_STYLES.get(ai.priority, ""))
@@ -100,7 +102,7 @@ class LiveScreen:
 
     def _add(self, kind: str, name: str, text: Text) -> None:
         self._events.append(
-            (Text(kind, SENDER_STYLES[kind]), Text(one_line(name)[:NAME_CHARACTERS], "bold"), text)
+            (Text(kind, KIND_STYLES[kind]), Text(one_line(name)[:NAME_CHARACTERS], "bold"), text)
         )
 
     def _counters(self) -> RenderableType:
@@ -110,6 +112,7 @@ class LiveScreen:
             f"[bold]{tally.sent:,}[/] messages sent",
             f"[bold]{tally.received:,}[/] received over sockets",
             f"[bold]{tally.analyses:,}[/] analyses arrived",
+            f"[bold]{tally.deliveries:,}[/] webhook deliveries verified",
             "[green]in order[/]" if tally.in_order else "[bold red]OUT OF ORDER[/]",
         )
         return grid
@@ -150,12 +153,19 @@ def print_summary(
         conversation.priority.value if conversation.priority else "none"
         for conversation in conversations
     )
+    events = tally.events
     grid = Table.grid(padding=(0, 3))
     for name, value in (
         ("Conversations", f"{tally.finished:,} of {tally.conversations:,} analysed"),
         ("Messages sent", f"{tally.sent:,}"),
         ("Received over sockets", f"{tally.received:,}"),
         ("Analyses pushed", f"{tally.analyses:,}"),
+        ("Webhook deliveries", f"{tally.deliveries:,} verified, {sum(events.values()):,} events"),
+        ("Events", ", ".join(f"{name} {count:,}" for name, count in events.most_common())),
+        (
+            "Website visitor",
+            f"wrote {tally.visitor_wrote} messages, read {tally.visitor_read} answers",
+        ),
         ("Priorities", ", ".join(f"{name} {count}" for name, count in priorities.most_common())),
         ("In order", "yes" if tally.in_order else "NO"),
         ("Time", f"{tally.seconds:.1f} s, {tally.sent / max(tally.seconds, 0.001):.0f} messages/s"),
@@ -164,7 +174,6 @@ def print_summary(
     console.print()
     console.print(grid)
     if failure is None:
-        verdict = "OK: every message arrived once and in order, every conversation is analysed"
-        console.print(Text(verdict, "bold green"), soft_wrap=True)
+        console.print(Text(VERDICT, "bold green"), soft_wrap=True)
     else:
         console.print(Text(f"FAILED: {one_line(failure)}", "bold red"), soft_wrap=True)

@@ -32,6 +32,11 @@ class Script(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """`marta-vidal` is Marta Vidal."""
         return self.id.replace("-", " ").title()
 
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        """Who said what, oldest first."""
+        return [(message.sender, message.text) for message in self.messages]
+
 
 _decoder = msgspec.json.Decoder(Script)
 

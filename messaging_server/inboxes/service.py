@@ -84,6 +84,7 @@ class ApiKeyCheck:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._cache: dict[bytes, tuple[KeyIdentity, float]] = {}
+        self._deletions = 0
 
     async def authenticate(self, key: str) -> KeyIdentity:
         """Raises `Unauthenticated` for a key that does not exist (any more)."""
@@ -93,17 +94,20 @@ class ApiKeyCheck:
         cached = self._cache.get(key_hash)
         if cached is not None and cached[1] > time.monotonic():
             return cached[0]
+        deletions = self._deletions
         identity = await queries.fetch_api_key(self._database, key_hash)
         if identity is None:
             raise Unauthenticated("The API key is not valid")
         await queries.touch_api_keys(self._database, [identity.id])
-        if len(self._cache) >= self.CACHE_SIZE:
-            self._cache.clear()
-        self._cache[key_hash] = (identity, time.monotonic() + self.CACHE_SECONDS)
+        if deletions == self._deletions:  # else the row may be gone already
+            if len(self._cache) >= self.CACHE_SIZE:
+                self._cache.clear()
+            self._cache[key_hash] = (identity, time.monotonic() + self.CACHE_SECONDS)
         return identity
 
     def forget(self) -> None:
-        """After a key was deleted: the next call of each is looked up again."""
+        """After a key or an inbox was deleted: the next call of each is looked up again."""
+        self._deletions += 1
         self._cache.clear()
 
 
@@ -209,7 +213,11 @@ async def _conversation_of(
     conversation_id = await conversation_queries.insert_conversation(
         database, lead_id=lead_id, agent_id=None, inbox_id=inbox_id, external_id=external_id
     )
-    database.publish(ConversationCreated(conversation_id=conversation_id, assigned_agent_id=None))
+    database.publish(
+        ConversationCreated(
+            conversation_id=conversation_id, lead_id=lead_id, assigned_agent_id=None
+        )
+    )
     return conversation_id, lead_id
 
 

@@ -7,12 +7,12 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from uuid_utils.compat import uuid7
 
 from messaging_server.database import Database
 from messaging_server.errors import Conflict
-from messaging_server.models import Caller, Lead, timestamp
+from messaging_server.models import Caller, Lead, LeadDetails, timestamp
 
 COLUMNS = "l.id, l.name, l.email, l.phone, l.attributes, l.created_at, l.updated_at"
 
@@ -80,6 +80,48 @@ async def fetch_lead(database: Database, caller: Caller, lead_id: UUID) -> Lead 
         lead_id,
     )
     return to_lead(row) if row else None
+
+
+POSSIBLE_DUPLICATES = 10
+
+
+async def fetch_lead_details(
+    database: Database, caller: Caller, lead_id: UUID
+) -> LeadDetails | None:
+    """With the newest other leads that have the same e-mail or phone and that the caller sees."""
+    row = await database.fetch_row(
+        f"select {COLUMNS}, l.contact_verified from leads l where {VISIBLE} and l.id = $3",
+        caller.is_admin,
+        caller.id,
+        lead_id,
+    )
+    if row is None:
+        return None
+    lead = to_lead(row)
+    rows = await database.fetch(
+        f"""
+        select {COLUMNS}
+        from leads l
+        where l.id in (
+                select id from leads where lower(email) = lower($4)
+                union all
+                select id from leads where phone = $5
+            )
+            and l.id <> $3 and {VISIBLE}
+        order by l.created_at desc, l.id desc
+        limit {POSSIBLE_DUPLICATES}
+        """,
+        caller.is_admin,
+        caller.id,
+        lead_id,
+        lead.email,
+        lead.phone,
+    )
+    return LeadDetails(
+        **structs.asdict(lead),
+        verified=row["contact_verified"],
+        possible_duplicates=[to_lead(each) for each in rows],
+    )
 
 
 async def list_leads(

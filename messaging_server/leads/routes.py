@@ -17,7 +17,7 @@ from messaging_server.http import (
 )
 from messaging_server.leads import queries, service
 from messaging_server.leads.service import LeadChanges, NewLead
-from messaging_server.models import Lead, Page
+from messaging_server.models import Lead, LeadDetails, Page
 
 Search = Annotated[str | None, QueryParameter(min_length=1, max_length=200)]
 
@@ -44,8 +44,8 @@ async def create_lead(request: Request, data: JSONBody[NewLead]) -> Success[Lead
 
 
 @get("/leads/{lead_id:uuid}", tags=["Leads"])
-async def fetch_lead(request: Request, lead_id: FromPath[UUID]) -> Success[Lead]:
-    """One lead."""
+async def fetch_lead(request: Request, lead_id: FromPath[UUID]) -> Success[LeadDetails]:
+    """One lead, with others that may be the same person."""
     return Success(data=await service.fetch_lead(request.database, request.caller, lead_id))
 
 

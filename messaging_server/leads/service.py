@@ -8,9 +8,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from messaging_server.database import Database
 from messaging_server.errors import NotFound, ValidationFailed
-from messaging_server.events import ConversationsDeleted, LeadUpdated
+from messaging_server.events import ConversationsDeleted, LeadUpdated, VisitorLost
 from messaging_server.leads import queries
-from messaging_server.models import Caller, Lead, Request
+from messaging_server.models import Caller, Lead, LeadDetails, Request
 
 ATTRIBUTES_MAX_BYTES = 16_384
 ATTRIBUTES_MAX_DEPTH = 32
@@ -72,11 +72,12 @@ async def create_lead(database: Database, caller: Caller, lead: NewLead) -> Lead
     )
 
 
-async def fetch_lead(database: Database, caller: Caller, lead_id: UUID) -> Lead:
-    lead = await queries.fetch_lead(database, caller, lead_id)
-    if lead is None:
+async def fetch_lead(database: Database, caller: Caller, lead_id: UUID) -> LeadDetails:
+    """The lead, and others that may be the same person: nothing merges them by itself."""
+    found = await queries.fetch_lead_details(database, caller, lead_id)
+    if found is None:
         raise NotFound("No such lead")
-    return lead
+    return found
 
 
 async def update_lead(
@@ -103,3 +104,4 @@ async def delete_lead(database: Database, lead_id: UUID) -> None:
     database.publish(
         ConversationsDeleted(conversation_ids=erased.conversation_ids, agent_ids=erased.agent_ids)
     )
+    database.publish(VisitorLost(lead_ids=frozenset({lead_id})))

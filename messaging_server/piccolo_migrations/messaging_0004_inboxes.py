@@ -27,8 +27,11 @@ create table inboxes (
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
 );
-insert into inboxes (name, kind, created_at)
-values ('API', 'API', now()), ('Website', 'WIDGET', now() + interval '1 millisecond');
+insert into inboxes (name, kind, created_at, updated_at)
+select name, kind, at, at
+from (
+    values ('API', 'API', now()), ('Website', 'WIDGET', now() + interval '1 millisecond')
+) as first (name, kind, at);
 
 alter table api_keys add column inbox_id uuid references inboxes (id) on delete cascade;
 update api_keys set inbox_id = (select id from inboxes where kind = 'API');
@@ -36,7 +39,7 @@ alter table api_keys alter column inbox_id set not null;
 
 create table visitors (
     id uuid primary key default gen_random_uuid(),
-    inbox_id uuid not null references inboxes (id) on delete cascade,
+    inbox_id uuid not null,
     lead_id uuid not null references leads (id) on delete cascade,
     token_hash bytea not null unique,
     expires_at timestamptz not null,
@@ -46,11 +49,14 @@ create index visitors_lead on visitors (lead_id);
 create index visitors_expiry on visitors (expires_at);
 """
 
+# `inbox_id` is no foreign key here, nor of conversations and visitors: an inbox goes at once,
+# however much came through it, and what came keeps its mark. Ids are never used again.
+#
 # A lead of an inbox: `external_id` is how its other system calls the lead, `identity` the `sub`
 # of a website's identity token. What a visitor typed about itself is not `contact_verified`.
 LEADS = """
 alter table leads
-    add column inbox_id uuid references inboxes (id) on delete set null,
+    add column inbox_id uuid,
     add column identity text,
     add column contact_verified boolean not null default true;
 update leads set inbox_id = (select id from inboxes where kind = 'API')
@@ -65,7 +71,7 @@ create unique index leads_identity on leads (inbox_id, identity) where identity 
 # an agent's message got: 0 sent, 1 failed, 2 delivered, 3 read; it only grows.
 LOG = """
 alter table conversations
-    add column inbox_id uuid references inboxes (id) on delete set null,
+    add column inbox_id uuid,
     add column public_count integer not null default 0;
 update conversations c
 set inbox_id = (select id from inboxes where kind = 'API')

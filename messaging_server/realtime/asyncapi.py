@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.0 document of the socket, made of the same structs that it speaks with."""
+"""The AsyncAPI 3.0 document of the sockets, made of the same structs that they speak with."""
 
 import inspect
 from typing import Any
@@ -6,10 +6,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from messaging_server.realtime import protocol
+from messaging_server.realtime import protocol, public_protocol
 from messaging_server.realtime.protocol import COMMANDS, PUSHES, REPLIES, Close
+from messaging_server.realtime.public_protocol import (
+    PUBLIC_COMMANDS,
+    PUBLIC_PUSHES,
+    PUBLIC_REPLIES,
+)
 
-CHANNEL = "#/channels/socket"
 DESCRIPTION = (
     "What happens in the inbox, as it happens. Messages are sent over REST; in a joined "
     "conversation each arrives here once, in the order of its `seq`, without holes."
@@ -21,11 +25,63 @@ REPLY_OF: dict[type[Struct], type[Struct]] = {
     protocol.StartTyping: protocol.DoneReply,
     protocol.StopTyping: protocol.DoneReply,
 }
+PUBLIC_REPLY_OF: dict[type[Struct], type[Struct]] = {
+    protocol.Auth: public_protocol.PublicAuthReply,
+    public_protocol.PublicJoin: public_protocol.PublicJoinReply,
+    public_protocol.PublicLeave: protocol.DoneReply,
+    public_protocol.PublicStartTyping: protocol.DoneReply,
+    public_protocol.PublicStopTyping: protocol.DoneReply,
+    public_protocol.Delivered: protocol.DoneReply,
+    public_protocol.Seen: protocol.DoneReply,
+}
+
+Kinds = tuple[type[Struct], ...]
+
+
+class Channel(Struct, frozen=True, kw_only=True):
+    """One address, and what is said there; `prefix` tells its operations from others'."""
+
+    name: str
+    address: str
+    prefix: str
+    audience: str
+    commands: Kinds
+    replies: Kinds
+    pushes: Kinds
+    reply_of: dict[type[Struct], type[Struct]]
+
+    @property
+    def messages(self) -> Kinds:
+        return (*self.commands, *self.replies, *self.pushes)
+
+
+CHANNELS = (
+    Channel(
+        name="socket",
+        address="/ws",
+        prefix="",
+        audience="For users",
+        commands=COMMANDS,
+        replies=REPLIES,
+        pushes=PUSHES,
+        reply_of=REPLY_OF,
+    ),
+    Channel(
+        name="publicSocket",
+        address="/ws/public",
+        prefix="Visitor",
+        audience="For visitors of a website, with a session's token, about their conversation",
+        commands=PUBLIC_COMMANDS,
+        replies=PUBLIC_REPLIES,
+        pushes=PUBLIC_PUSHES,
+        reply_of=PUBLIC_REPLY_OF,
+    ),
+)
 
 
 def asyncapi_document(*, version: str) -> dict[str, Any]:
     """`version` is the server's."""
-    messages = (*COMMANDS, *REPLIES, *PUSHES)
+    messages = tuple(dict.fromkeys(kind for channel in CHANNELS for kind in channel.messages))
     references, schemas = msgspec.json.schema_components(
         messages, ref_template="#/components/schemas/{name}"
     )
@@ -38,17 +94,11 @@ def asyncapi_document(*, version: str) -> dict[str, Any]:
             "description": f"{DESCRIPTION} Close codes: {_close_codes()}.",
         },
         "defaultContentType": "application/json",
-        "channels": {
-            "socket": {
-                "address": "/ws",
-                "description": "One JSON object per text frame. The first command is `auth`.",
-                "messages": {kind.__name__: _ref("components/messages", kind) for kind in messages},
-                "bindings": {"ws": {"method": "GET"}},
-            }
-        },
+        "channels": {channel.name: _channel(channel) for channel in CHANNELS},
         "operations": {
-            **{kind.__name__: _command(kind) for kind in COMMANDS},
-            **{kind.__name__: _operation("send", kind) for kind in PUSHES},
+            f"{channel.prefix}{kind.__name__.removeprefix('Public')}": operation
+            for channel in CHANNELS
+            for kind, operation in _operations(channel)
         },
         "components": {
             "messages": {kind.__name__: _message(kind, payloads[kind]) for kind in messages},
@@ -57,23 +107,39 @@ def asyncapi_document(*, version: str) -> dict[str, Any]:
     }
 
 
-def _command(kind: type[Struct]) -> dict[str, Any]:
-    operation = _operation("receive", kind)
-    if kind in REPLY_OF:
-        replies = (REPLY_OF[kind], protocol.ErrorReply)
+def _channel(channel: Channel) -> dict[str, Any]:
+    return {
+        "address": channel.address,
+        "description": (
+            f"{channel.audience}. One JSON object per text frame. The first command is `auth`."
+        ),
+        "messages": {kind.__name__: _ref("components/messages", kind) for kind in channel.messages},
+        "bindings": {"ws": {"method": "GET"}},
+    }
+
+
+def _operations(channel: Channel) -> list[tuple[type[Struct], dict[str, Any]]]:
+    commands = [(kind, _command(channel, kind)) for kind in channel.commands]
+    return commands + [(kind, _operation(channel, "send", kind)) for kind in channel.pushes]
+
+
+def _command(channel: Channel, kind: type[Struct]) -> dict[str, Any]:
+    operation = _operation(channel, "receive", kind)
+    if kind in channel.reply_of:
+        replies = (channel.reply_of[kind], protocol.ErrorReply)
         operation["reply"] = {
-            "channel": {"$ref": CHANNEL},
-            "messages": [_ref("channels/socket/messages", reply) for reply in replies],
+            "channel": {"$ref": f"#/channels/{channel.name}"},
+            "messages": [_ref(f"channels/{channel.name}/messages", reply) for reply in replies],
         }
     return operation
 
 
-def _operation(action: str, kind: type[Struct]) -> dict[str, Any]:
+def _operation(channel: Channel, action: str, kind: type[Struct]) -> dict[str, Any]:
     return {
         "action": action,
-        "channel": {"$ref": CHANNEL},
+        "channel": {"$ref": f"#/channels/{channel.name}"},
         "summary": inspect.getdoc(kind),
-        "messages": [_ref("channels/socket/messages", kind)],
+        "messages": [_ref(f"channels/{channel.name}/messages", kind)],
     }
 
 

@@ -8,12 +8,15 @@ from uuid import UUID
 
 from messaging_server import events
 from messaging_server.events import Bus
+from messaging_server.models import Message
 from messaging_server.realtime.inbox import Inbox
 from messaging_server.realtime.protocol import (
     AiData,
     AiUpdate,
     AiUpdateData,
+    MessageStatus,
     RemovalReason,
+    StatusData,
     push_frame,
 )
 from messaging_server.realtime.rooms import Rooms
@@ -23,13 +26,14 @@ from messaging_server.realtime.sockets import Socket, Sockets
 class Fanout:
     """One method for each fact."""
 
-    def __init__(self, *, rooms: Rooms[Socket], inbox: Inbox, sockets: Sockets) -> None:
+    def __init__(self, *, rooms: Rooms[Socket, Message], inbox: Inbox, sockets: Sockets) -> None:
         self._rooms = rooms
         self._inbox = inbox
         self._sockets = sockets
 
     def subscribe(self, bus: Bus) -> None:
         bus.subscribe(events.MessageCreated, self.message_created)
+        bus.subscribe(events.MessageStatusChanged, self.message_status_changed)
         bus.subscribe(events.ConversationCreated, self.conversation_created)
         bus.subscribe(events.ConversationUpdated, self.conversation_updated)
         bus.subscribe(events.ConversationAssigned, self.conversation_assigned)
@@ -46,6 +50,13 @@ class Fanout:
         )
         self._rooms.publish(event.message)
         self._inbox.changed(conversation_id)
+
+    def message_status_changed(self, event: events.MessageStatusChanged) -> None:
+        data = StatusData(
+            message_id=event.message_id, seq=event.seq, status=event.status, error=event.error
+        )
+        push = MessageStatus(conversation_id=event.conversation_id, data=data)
+        self._rooms.broadcast(event.conversation_id, push_frame(push))
 
     def conversation_created(self, event: events.ConversationCreated) -> None:
         if event.assigned_agent_id is not None:
@@ -64,7 +75,7 @@ class Fanout:
         self._inbox.outdated(conversation_id)
         agent_id = self._rooms.assigned_agent(conversation_id)
         if event.previous_agent_id is not None:
-            for socket in self._sockets.of_user(event.previous_agent_id):
+            for socket in self._sockets.of_owner(event.previous_agent_id):
                 if socket not in told and not socket.may_see(agent_id):
                     socket.lose(conversation_id)
         if agent_id is not None and agent_id == event.assigned_agent_id:

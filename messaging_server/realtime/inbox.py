@@ -138,7 +138,7 @@ class Inbox:
 
     def _send(self, user_id: UUID, frame: Frame) -> bool:
         """False when a client reads too slowly: it gets the newest state later."""
-        sockets = self._sockets.of_user(user_id)
+        sockets = self._sockets.of_owner(user_id)
         ready = [socket for socket in sockets if not socket.full]
         for socket in ready:
             socket.send(frame)

@@ -1,4 +1,4 @@
-"""Who is typing, who is online, who is viewing what: best effort, and forgotten on restart.
+"""Who is online, who is viewing what: among agents, best effort, forgotten on restart.
 
 Presence is sent as a whole, not as a difference, at most once a second, and the more rarely the
 more sockets are open.
@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from messaging_server.models import Caller
+from messaging_server.models import Caller, Message
 from messaging_server.realtime.protocol import (
     MAX_PRESENT_USERS,
     OnlineData,
     OnlineUpdate,
     Person,
-    TypingStarted,
-    TypingStopped,
     ViewingData,
     ViewingUpdate,
     push_frame,
@@ -35,37 +33,18 @@ class Presence:
 
     def __init__(
         self,
-        rooms: "Rooms[Socket]",
+        rooms: "Rooms[Socket, Message]",
         *,
-        typing_seconds: float,
         presence_seconds: float = PRESENCE_SECONDS,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rooms = rooms
-        self._typing_seconds = typing_seconds
         self._presence_seconds = presence_seconds
         self._now = now
-        self._typing: dict[tuple[UUID, Socket], float] = {}
         self._moved: set[UUID] = set()
         self._online_changed = False
         self._newcomers: set[Socket] = set()
         self._quiet_until = 0.0
-
-    def start_typing(self, conversation_id: UUID, socket: "Socket") -> None:
-        """Said once; a repetition only prolongs it."""
-        started = (conversation_id, socket) not in self._typing
-        self._typing[conversation_id, socket] = self._now() + self._typing_seconds
-        if started and socket.caller:
-            data = person(socket.caller)
-            frame = push_frame(TypingStarted(conversation_id=conversation_id, data=data))
-            self._rooms.hint(conversation_id, frame, sender=socket)
-
-    def stop_typing(self, conversation_id: UUID, socket: "Socket") -> None:
-        """Said only if it was started."""
-        if self._typing.pop((conversation_id, socket), None) and socket.caller:
-            data = person(socket.caller)
-            frame = push_frame(TypingStopped(conversation_id=conversation_id, data=data))
-            self._rooms.hint(conversation_id, frame, sender=socket)
 
     def arrived(self, socket: "Socket", *, first: bool) -> None:
         """A socket is authenticated; `first`: its user was not online before."""
@@ -83,9 +62,6 @@ class Presence:
 
     def tick(self, sockets: "Sockets") -> None:
         now = self._now()
-        for (conversation_id, socket), until in list(self._typing.items()):
-            if until <= now:
-                self.stop_typing(conversation_id, socket)
         if now >= self._quiet_until:
             self._say_viewing()
             self._say_online(sockets)

@@ -18,7 +18,14 @@ from msgspec import Meta, Struct
 from messaging_server import models
 from messaging_server.errors import DomainError, ValidationFailed
 from messaging_server.http import validation_failed
-from messaging_server.models import Conversation, Message, Priority, Timestamp, UserIdentity
+from messaging_server.models import (
+    Conversation,
+    DeliveryStatus,
+    Message,
+    Priority,
+    Timestamp,
+    UserIdentity,
+)
 
 MAX_FRAME_BYTES = 65_536
 MAX_FRAME_BYTES_BEFORE_AUTH = 4_096
@@ -157,8 +164,13 @@ _decoder = msgspec.json.Decoder(Auth | Join | Leave | StartTyping | StopTyping |
 
 def decode_command(text: str) -> Command:
     """Raises `NotOurProtocol` or `BadCommand`, and nothing else, whatever `text` is."""
+    return decode_with(_decoder, text)
+
+
+def decode_with(decoder: msgspec.json.Decoder[Any], text: str) -> Command:
+    """As `decode_command`, of the commands that `decoder` knows."""
     try:
-        command: Command = _decoder.decode(text)
+        command: Command = decoder.decode(text)
         return command
     except msgspec.ValidationError as error:
         problem = validation_failed(error)
@@ -239,12 +251,6 @@ class ReplyError(Struct, frozen=True, kw_only=True):
     retryable: bool
 
 
-class ErrorReply(Struct, frozen=True, kw_only=True):
-    id: CommandId
-    ok: Literal[False] = False
-    error: ReplyError
-
-
 class Nothing(Struct, frozen=True):
     """An empty object."""
 
@@ -265,20 +271,28 @@ class JoinResult(models.Model, frozen=True):
     reset: bool
 
 
-class AuthReply(Struct, frozen=True, kw_only=True):
+class Reply(Struct, frozen=True, kw_only=True):
+    """The answer to a command; its `id` is the command's."""
+
     id: CommandId
+
+
+class ErrorReply(Reply, frozen=True, kw_only=True):
+    ok: Literal[False] = False
+    error: ReplyError
+
+
+class AuthReply(Reply, frozen=True, kw_only=True):
     ok: Literal[True] = True
     data: AuthResult
 
 
-class JoinReply(Struct, frozen=True, kw_only=True):
-    id: CommandId
+class JoinReply(Reply, frozen=True, kw_only=True):
     ok: Literal[True] = True
     data: JoinResult
 
 
-class DoneReply(Struct, frozen=True, kw_only=True):
-    id: CommandId
+class DoneReply(Reply, frozen=True, kw_only=True):
     ok: Literal[True] = True
     data: Nothing = Nothing()
 
@@ -297,6 +311,22 @@ class MessageNew(Push, tag="message:new", frozen=True):
     conversation_id: UUID
     seq: int
     data: MessageData
+
+
+class StatusData(models.Model, frozen=True):
+    """`seq` is the message's number for agents; `error` says why a message failed."""
+
+    message_id: UUID
+    seq: int
+    status: DeliveryStatus
+    error: str | None
+
+
+class MessageStatus(Push, tag="message:status", frozen=True):
+    """In a joined conversation: an agent's message got further on its way to the lead."""
+
+    conversation_id: UUID
+    data: StatusData
 
 
 class AiData(models.Model, frozen=True):
@@ -360,18 +390,26 @@ class Person(models.Model, frozen=True):
     name: str | None
 
 
+class Typist(models.Model, frozen=True):
+    """A user; or the lead as a visitor, whose `userId` is the lead's id and who has no e-mail."""
+
+    user_id: UUID
+    email: str | None
+    name: str | None
+
+
 class TypingStarted(Push, tag="typing:start", frozen=True):
     """Somebody else is typing in a joined conversation. Best effort."""
 
     conversation_id: UUID
-    data: Person
+    data: Typist
 
 
 class TypingStopped(Push, tag="typing:stop", frozen=True):
     """Somebody else has stopped typing. Best effort."""
 
     conversation_id: UUID
-    data: Person
+    data: Typist
 
 
 class OnlineData(models.Model, frozen=True):
@@ -405,6 +443,7 @@ class Ping(Push, tag="ping", frozen=True):
 
 PUSHES = (
     MessageNew,
+    MessageStatus,
     AiUpdate,
     ConversationUpdate,
     ConversationGained,
@@ -434,7 +473,7 @@ def message_frame(message: Message) -> Frame:
     )
 
 
-def reply_frame(reply: AuthReply | JoinReply | DoneReply | ErrorReply) -> Frame:
+def reply_frame(reply: Reply) -> Frame:
     return Frame("reply", _encoder.encode(reply))
 
 

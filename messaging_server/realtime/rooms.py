@@ -18,7 +18,6 @@ from prometheus_client import Counter
 
 from messaging_server import metrics
 from messaging_server.errors import Unavailable
-from messaging_server.models import Message
 from messaging_server.realtime.protocol import Frame
 
 HOLE_SECONDS = 0.05
@@ -43,15 +42,27 @@ class Member(Protocol):
         """The member is no longer in the room, because it may not see the conversation."""
 
 
+class Numbered(Protocol):
+    """A message as an audience sees it, with its number among those that the audience sees."""
+
+    @property
+    def conversation_id(self) -> UUID: ...
+
+    @property
+    def seq(self) -> int: ...
+
+
 M = TypeVar("M", bound=Member)
+N = TypeVar("N", bound=Numbered)
+N_co = TypeVar("N_co", bound=Numbered, covariant=True)
 
 
-class MessageLog(Protocol):
+class MessageLog(Protocol[N_co]):
     """What rooms read from Postgres; both raise `Unavailable` when it is away."""
 
     async def fetch_messages(
         self, conversation_id: UUID, *, after_seq: int, through_seq: int
-    ) -> Sequence[Message]:
+    ) -> Sequence[N_co]:
         """The messages of the range, oldest first."""
 
     async def fetch_heads(self, conversation_ids: Sequence[UUID]) -> dict[UUID, int]:
@@ -67,7 +78,17 @@ class Room(Generic[M]):
     message of that number: that is the whole guarantee.
     """
 
-    __slots__ = ("apart", "conversation_id", "filling", "frames", "head", "joining", "live", "sent")
+    __slots__ = (
+        "apart",
+        "aside",
+        "conversation_id",
+        "filling",
+        "frames",
+        "head",
+        "joining",
+        "live",
+        "sent",
+    )
 
     def __init__(self, conversation_id: UUID) -> None:
         self.conversation_id = conversation_id
@@ -77,6 +98,7 @@ class Room(Generic[M]):
         self.apart: dict[M, int] = {}
         self.joining: dict[M, int | None] = {}  # where to go back to if the read fails
         self.frames: dict[int, Frame] = {}  # ahead of `sent`, or behind while somebody needs them
+        self.aside: list[Frame] = []  # said outside of the sequence while somebody is joining
         self.filling: asyncio.Task[None] | None = None
 
     @property
@@ -105,11 +127,14 @@ class Room(Generic[M]):
         if member not in self.joining:
             return
         del self.joining[member]
+        aside = tuple(self.aside)
         self.head = max(self.head, position)
         if self.sent is None:
             self.sent = position
         self.apart[member] = position
         self._pump()
+        for frame in aside:
+            member.send(frame)
 
     def abandon(self, member: M) -> None:
         """A join failed: a first one leaves, a repeated one goes on where it was."""
@@ -124,6 +149,15 @@ class Room(Generic[M]):
         self.apart.pop(member, None)
         self.joining.pop(member, None)
         self._forget()
+
+    def say_aside(self, frame: Frame) -> None:
+        """Outside of the sequence; who is joining may have read what was before it."""
+        members = self.members()
+        for member in members:
+            member.send(frame)
+        count_deliveries(frame, len(members))
+        if self.joining and len(self.aside) < MAX_KEPT_FRAMES:
+            self.aside.append(frame)
 
     def wants(self, seq: int) -> bool:
         """Whether the frame of this number is of any use."""
@@ -179,19 +213,21 @@ class Room(Generic[M]):
 
     def _forget(self) -> None:
         """Drop the frames that nobody needs."""
+        if not self.joining:
+            self.aside.clear()
         if self.frames and not self.joining and self.sent is not None:
             lowest = min([self.sent, *self.apart.values()])
             for seq in [seq for seq in self.frames if seq <= lowest]:
                 del self.frames[seq]
 
 
-class Rooms(Generic[M]):
-    """The rooms of this process, and the tasks that fill their holes."""
+class Rooms(Generic[M, N]):
+    """The rooms of one audience in this process, and the tasks that fill their holes."""
 
     def __init__(
         self,
-        log: MessageLog,
-        encode: Callable[[Message], Frame],
+        log: MessageLog[N],
+        encode: Callable[[N], Frame],
         *,
         hole_seconds: float = HOLE_SECONDS,
     ) -> None:
@@ -209,6 +245,10 @@ class Rooms(Generic[M]):
         await asyncio.gather(*filling, return_exceptions=True)
 
     # Who is where
+
+    def __contains__(self, conversation_id: UUID) -> bool:
+        """Whether anybody is in the conversation's room, or on the way into it."""
+        return conversation_id in self._rooms
 
     def members(self, conversation_id: UUID) -> list[M]:
         room = self._rooms.get(conversation_id)
@@ -283,21 +323,27 @@ class Rooms(Generic[M]):
 
     # What is said
 
-    def publish(self, message: Message) -> None:
+    def publish(self, message: N) -> None:
         """A message has been committed; may come late, doubled, out of order or never."""
         room = self._rooms.get(message.conversation_id)
         if room is not None and room.wants(message.seq):
             room.offer(message.seq, self._encode(message))
             self._settle(room)
 
-    def broadcast(self, conversation_id: UUID, frame: Frame) -> None:
-        """Outside of the sequence, to all members."""
-        members = self.members(conversation_id)
-        for member in members:
-            member.send(frame)
-        count_deliveries(frame, len(members))
+    def extend(self, conversation_id: UUID, head: int) -> None:
+        """Postgres has messages through `head`: what of them was not published is read."""
+        room = self._rooms.get(conversation_id)
+        if room is not None:
+            room.head = max(room.head, head)
+            self._settle(room)
 
-    def hint(self, conversation_id: UUID, frame: Frame, *, sender: M | None = None) -> None:
+    def broadcast(self, conversation_id: UUID, frame: Frame) -> None:
+        """Outside of the sequence, to all members, and to those who are joining once they have."""
+        room = self._rooms.get(conversation_id)
+        if room is not None:
+            room.say_aside(frame)
+
+    def hint(self, conversation_id: UUID, frame: Frame, *, sender: object = None) -> None:
         """Best effort, to all members but the sender."""
         members = [each for each in self.members(conversation_id) if each is not sender]
         for member in members:
@@ -314,9 +360,7 @@ class Rooms(Generic[M]):
             return []
         heads = await self._log.fetch_heads(list(rooms))
         for conversation_id, head in heads.items():
-            room = rooms[conversation_id]
-            room.head = max(room.head, head)
-            self._settle(room)
+            self.extend(conversation_id, head)
         return [key for key in rooms if key not in heads]
 
     def _settle(self, room: Room[M]) -> None:

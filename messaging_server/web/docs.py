@@ -43,8 +43,9 @@ A shared inbox that triages itself. Every answer is `{"status":"success","data":
 `{"status":"error","error":{…}}`.
 
 To try calls here, send `POST /api/v1/auth/login` first: the page keeps the token until it is
-closed. The WebSocket at `/ws` is described in [asyncapi.json](/docs/asyncapi.json), this page's
-own source is [openapi.json](/docs/openapi.json).
+closed. The WebSockets at `/ws` and, for visitors, at `/ws/public` are described in
+[asyncapi.json](/docs/asyncapi.json), this page's own source is
+[openapi.json](/docs/openapi.json).
 """
 
 TOKEN = SecurityScheme(
@@ -57,6 +58,12 @@ API_KEY = SecurityScheme(
     type="http",
     scheme="bearer",
     description="The `key` of `POST /api/v1/api-keys`, like `ik_…`; an ADMIN makes it.",
+)
+SESSION = SecurityScheme(
+    type="http",
+    scheme="bearer",
+    bearer_format="JWT",
+    description="The `sessionToken` of `POST /api/public/v1/inboxes/{inbox_id}/sessions`.",
 )
 
 
@@ -162,7 +169,9 @@ def openapi_config() -> OpenAPIConfig:
         title="messaging_server",
         version=_version(),
         description=DESCRIPTION,
-        components=Components(security_schemes={"token": TOKEN, "apiKey": API_KEY}),
+        components=Components(
+            security_schemes={"token": TOKEN, "apiKey": API_KEY, "session": SESSION}
+        ),
         security=[{"token": []}],
         openapi_router=router,
         render_plugins=[
@@ -203,6 +212,8 @@ class DocsPlugin(ReceiveRoutePlugin):
 def _security(handler: HTTPRouteHandler) -> list[SecurityRequirement]:
     if handler.opt.get("public"):
         return [{}]
+    if handler.opt.get("visitor"):
+        return [{"session": []}]
     return [{"apiKey": []}] if handler.opt.get("api_key") else [{"token": []}]
 
 

@@ -85,6 +85,7 @@ LEAD = {
     "createdAt": time,
     "updatedAt": time,
 }
+LEAD_DETAILS = {**LEAD, "verified": bool, "possibleDuplicates": [LEAD]}
 AI = {
     "summary": str,
     "priority": PRIORITY,
@@ -123,6 +124,16 @@ CONVERSATION = {
     "updatedAt": time,
     "version": int,
 }
+ATTACHMENT = {
+    "id": uuid7,
+    "fileName": str,
+    "contentType": str,
+    "sizeBytes": int,
+    "url": str,
+    "width": (int, None),
+    "height": (int, None),
+    "thumbnailUrl": (str, None),
+}
 MESSAGE = {
     "id": uuid7,
     "conversationId": uuid7,
@@ -132,7 +143,7 @@ MESSAGE = {
     "contentType": CONTENT_TYPE,
     "contentText": (str, None),
     "mediaUrl": (str, None),
-    "attachments": list,
+    "attachments": [ATTACHMENT],
     "private": bool,
     "status": (one_of("sent", "failed", "delivered", "read"), None),
     "clientMessageId": (str, None),
@@ -148,7 +159,62 @@ API_KEY = {
     "createdAt": time,
     "lastUsedAt": (time, None),
 }
+INBOX = {
+    "id": uuid_of_any_version,
+    "name": str,
+    "kind": one_of("WIDGET", "API"),
+    "allowedOrigins": [str],
+    "greeting": (str, None),
+    "secretPrefix": str,
+    "previousSecretValidUntil": (time, None),
+    "createdAt": time,
+    "updatedAt": time,
+}
+SHOWN_INBOX = {**INBOX, "secret": str}
 SHOWN_API_KEY = {"id": uuid7, "inboxId": uuid_of_any_version, "name": str, "key": str}
+EVENTS = one_of(
+    "message.created",
+    "message.status",
+    "conversation.created",
+    "conversation.updated",
+    "conversation.assigned",
+    "conversation.status_changed",
+    "conversation.ai_updated",
+    "lead.created",
+    "lead.updated",
+    "lead.merged",
+)
+WEBHOOK = {
+    "id": uuid7,
+    "url": str,
+    "description": (str, None),
+    "events": [EVENTS],
+    "includePrivateNotes": bool,
+    "enabled": bool,
+    "disabledReason": (str, None),
+    "failingSince": (time, None),
+    "createdAt": time,
+    "updatedAt": time,
+}
+SHOWN_WEBHOOK = {**WEBHOOK, "secret": str}
+SHOWN_WEBHOOK_SECRET = {"id": uuid7, "secret": str, "previousSecretUntil": time}
+WEBHOOK_TEST = {
+    "succeeded": bool,
+    "responseStatus": (int, None),
+    "durationMilliseconds": int,
+    "error": (str, None),
+}
+WEBHOOK_DELIVERY = {
+    "id": uuid7,
+    "event": EVENTS,
+    "status": one_of("PENDING", "SUCCEEDED", "FAILED"),
+    "attempts": int,
+    "nextAttemptAt": (time, None),
+    "responseStatus": (int, None),
+    "error": (str, None),
+    "createdAt": time,
+    "finishedAt": (time, None),
+}
 METRICS = {
     "totalConversations": int,
     "totalUnreplied": int,

@@ -14,9 +14,15 @@ from tests.conftest import SECRET, make_config
 
 V1 = "/api/v1"
 CONVERSATION = f"{V1}/conversations/{{conversation_id:uuid}}"
+ATTACHMENT = f"{V1}/attachments/{{attachment_id:uuid}}"
 FEEDBACK = f"{CONVERSATION}/analyses/{{analysis_id:uuid}}/feedback"
+WEBHOOK = f"{V1}/webhooks/{{webhook_id:uuid}}"
+RETRY = f"{WEBHOOK}/deliveries/{{delivery_id:uuid}}/retry"
 NO_TOKEN = ("nobody", "garbage", "expired", "revoked")
-CALLERS = (*NO_TOKEN, "key", "owner", "stranger", "admin")
+CALLERS = (*NO_TOKEN, "key", "visitor", "owner", "stranger", "admin")
+PUBLIC_V1 = "/api/public/v1"
+INBOX = f"{V1}/inboxes/{{inbox_id:uuid}}"
+PUBLIC_INBOX = f"{PUBLIC_V1}/inboxes/{{inbox_id:uuid}}"
 
 
 class Route(NamedTuple):
@@ -28,8 +34,10 @@ class Route(NamedTuple):
     admin: int
     body: Any = None
     key: int = 401
+    visitor: int = 401
     nobody: int = 401
     fresh_caller: bool = False
+    files: Any = None
 
 
 class World:
@@ -46,6 +54,7 @@ class World:
         self.callers: dict[str, Api] = {
             **self.without_token,
             "key": api.new_key(),
+            "visitor": self.new_visitor(),
             "owner": api.new_user(),
             "stranger": api.new_user(),
             "admin": api,
@@ -59,7 +68,11 @@ class World:
             "{analysis_id:uuid}": self.analysis_of_owner,
             "{lead_id:uuid}": self.lead_of_owner,
             "{user_id:uuid}": lambda: self.api.new_user().user["id"],
+            "{attachment_id:uuid}": lambda: self.callers["owner"].upload()["id"],
             "{key_id:uuid}": lambda: self.api.post("/api-keys", {"name": "spare"})["id"],
+            "{inbox_id:uuid}": self.new_widget_inbox,
+            "{webhook_id:uuid}": self.webhook,
+            "{delivery_id:uuid}": lambda: str(uuid4()),
             "{name:str}": lambda: "page.js",
         }
         for parameter, make in ids.items():
@@ -77,6 +90,21 @@ class World:
         entries = self.api.get(f"{path}/analyses")["items"]
         analysis_id: str = next(each["id"] for each in entries if each["status"] == "SUCCEEDED")
         return analysis_id
+
+    def new_widget_inbox(self) -> str:
+        made = self.api.post("/inboxes", {"name": "Website", "kind": "WIDGET"})
+        inbox_id: str = made["id"]
+        return inbox_id
+
+    def new_visitor(self) -> Api:
+        path = f"{self.api.url}{PUBLIC_V1}/inboxes/{self.new_widget_inbox()}/sessions"
+        session = Api.unwrap(self.api.http.post(path, json={}), 201)
+        return Api(self.api.url, session["sessionToken"])
+
+    def webhook(self) -> str:
+        """Of an address where nobody listens, and told of little."""
+        webhook_id: str = self.api.post("/webhooks", A_WEBHOOK)["id"]
+        return webhook_id
 
     def lead_of_owner(self) -> str:
         lead_id: str = self.api.new_conversation(self.callers["owner"])["lead"]["id"]
@@ -98,7 +126,7 @@ def revoked(api: Api) -> str | None:
 def world(api: Api) -> Iterator[World]:
     world = World(api)
     yield world
-    for caller in world.without_token.values():
+    for caller in (*world.without_token.values(), world.callers["visitor"]):
         caller.close()
 
 
@@ -110,23 +138,37 @@ def an_inbound() -> dict[str, Any]:
     return {"externalId": uuid4().hex, "lead": {"name": "Ana"}, "message": a_message()}
 
 
+def some_receipts() -> dict[str, Any]:
+    return {"receipts": [{"messageId": str(uuid4()), "status": "read"}]}
+
+
 def a_registration() -> dict[str, Any]:
     return {"email": f"{uuid4().hex[:12]}@example.com", "password": PASSWORD}
 
 
+A_FILE = {"file": ("note.txt", b"hello")}
+A_WEBHOOK = {"url": "https://webhook.invalid/", "events": ["lead.merged"]}
 A_LOGIN = {"email": "admin@example.com", "password": PASSWORD}
 A_PASSWORD = {"currentPassword": PASSWORD, "newPassword": "another horse"}
 
 
 def public(path: str, status: int = 200) -> Route:
-    return Route(path, status, status, status, key=status, nobody=status)
+    return Route(path, status, status, status, key=status, visitor=status, nobody=status)
+
+
+def for_visitors(path: str, status: int, body: Any = None) -> Route:
+    return Route(path, 401, 401, 401, body, visitor=status)
+
+
+def for_anyone(path: str, status: int, body: Any) -> Route:
+    return public(path, status)._replace(body=body)
 
 
 ROUTES: dict[tuple[str, str], Route] = {
     (method, route.path): route
     for method, route in [
         ("POST", Route(f"{V1}/auth/register", 403, 403, 201, a_registration)),
-        ("POST", Route(f"{V1}/auth/login", 200, 200, 200, A_LOGIN, key=200, nobody=200)),
+        ("POST", for_anyone(f"{V1}/auth/login", 200, A_LOGIN)),
         ("GET", Route(f"{V1}/auth/me", 200, 200, 200)),
         ("POST", Route(f"{V1}/auth/logout", 200, 200, 200, fresh_caller=True)),
         ("POST", Route(f"{V1}/auth/password", 200, 200, 200, A_PASSWORD, fresh_caller=True)),
@@ -150,13 +192,39 @@ ROUTES: dict[tuple[str, str], Route] = {
         ("POST", Route(FEEDBACK, 200, 404, 200, {"verdict": "correct"})),
         # Last of those about the conversation: the ADMIN unassigns it.
         ("POST", Route(f"{CONVERSATION}/assign", 403, 403, 200, {"agentId": None})),
+        ("POST", Route(f"{V1}/attachments", 201, 201, 201, files=A_FILE)),
+        ("GET", Route(ATTACHMENT, 200, 404, 200)),
+        ("GET", public(f"{ATTACHMENT}/content", 400)),  # without its signature
         ("GET", Route(f"{V1}/dashboard/metrics", 200, 200, 200)),
         ("GET", Route(f"{V1}/analysis/queue", 403, 403, 200)),
         ("GET", Route(f"{V1}/analysis/usage", 403, 403, 200)),
         ("GET", Route(f"{V1}/api-keys", 403, 403, 200)),
         ("POST", Route(f"{V1}/api-keys", 403, 403, 201, {"name": "shop"})),
         ("DELETE", Route(f"{V1}/api-keys/{{key_id:uuid}}", 403, 403, 200)),
+        ("GET", Route(f"{V1}/webhooks", 403, 403, 200)),
+        ("POST", Route(f"{V1}/webhooks", 403, 403, 201, A_WEBHOOK)),
+        ("GET", Route(WEBHOOK, 403, 403, 200)),
+        ("PATCH", Route(WEBHOOK, 403, 403, 200, {"description": "x"})),
+        ("DELETE", Route(WEBHOOK, 403, 403, 200)),
+        ("POST", Route(f"{WEBHOOK}/test", 403, 403, 200)),
+        ("POST", Route(f"{WEBHOOK}/rotate-secret", 403, 403, 200)),
+        ("POST", Route(f"{WEBHOOK}/replay", 403, 403, 200, {"since": "2999-01-01T00:00:00Z"})),
+        ("GET", Route(f"{WEBHOOK}/deliveries", 403, 403, 200)),
+        ("POST", Route(RETRY, 403, 403, 404)),
         ("POST", Route(f"{V1}/inbound", 401, 401, 401, an_inbound, key=201)),
+        ("POST", Route(f"{V1}/receipts", 401, 401, 401, some_receipts, key=200)),
+        ("GET", Route(f"{V1}/inboxes", 403, 403, 200)),
+        ("POST", Route(f"{V1}/inboxes", 403, 403, 201, {"name": "Shop", "kind": "API"})),
+        ("GET", Route(INBOX, 403, 403, 200)),
+        ("PATCH", Route(INBOX, 403, 403, 200, {"name": "Shop"})),
+        ("POST", Route(f"{INBOX}/rotate-secret", 403, 403, 200, {})),
+        ("DELETE", Route(INBOX, 403, 403, 200)),
+        ("GET", public(PUBLIC_INBOX)),
+        ("POST", for_anyone(f"{PUBLIC_INBOX}/sessions", 201, {})),
+        ("GET", for_visitors(f"{PUBLIC_V1}/messages", 200)),
+        ("POST", for_visitors(f"{PUBLIC_V1}/messages", 201, a_message)),
+        ("POST", for_visitors(f"{PUBLIC_V1}/seen", 200, {"seq": 1})),
+        ("POST", for_visitors(f"{PUBLIC_V1}/attachments", 201)._replace(files=A_FILE)),
         ("GET", public("/health/live")),
         ("GET", public("/health/ready")),
         ("GET", public("/metrics")),
@@ -172,12 +240,13 @@ def test_route(world: World, key: tuple[str, str]) -> None:
     method, template = key
     route = ROUTES[key]
     statuses = dict.fromkeys(NO_TOKEN, route.nobody)
-    statuses |= {"key": route.key, "owner": route.owner, "stranger": route.stranger}
+    statuses |= {"key": route.key, "visitor": route.visitor}
+    statuses |= {"owner": route.owner, "stranger": route.stranger}
     for name, status in {**statuses, "admin": route.admin}.items():
         body = route.body() if callable(route.body) else route.body
         path = world.path_of(template)
         response = caller_of(world, name, route).http.request(
-            method, world.api.url + path, json=body
+            method, world.api.url + path, json=body, files=route.files
         )
         assert response.status_code == status, f"{name}: {response.text}"
         if status == 401:
@@ -203,9 +272,10 @@ def test_the_matrix_has_every_route() -> None:
 
 OF_A_CONVERSATION = [key for key in ROUTES if "{conversation_id" in key[1]]
 OF_A_LEAD = [key for key in ROUTES if "{lead_id" in key[1]]
+AN_ATTACHMENT = ("GET", ATTACHMENT)
 
 
-@pytest.mark.parametrize("key", [*OF_A_CONVERSATION, *OF_A_LEAD], ids=" ".join)
+@pytest.mark.parametrize("key", [*OF_A_CONVERSATION, *OF_A_LEAD, AN_ATTACHMENT], ids=" ".join)
 def test_a_foreign_id_looks_like_an_unknown_one(world: World, key: tuple[str, str]) -> None:
     method, template = key
     route = ROUTES[key]

@@ -16,6 +16,8 @@ import pytest
 from tests.api.test_contract import assert_failure
 from tests.client import PASSWORD, Api, LiveServer
 
+PUBLIC = "/api/public/v1"
+WITH_KEY = ("/inbound", "/receipts")
 STRING, NUMBER, BOOLEAN = "string", "number", "boolean"
 OBJECT, LIST, NULL = "object", "list", "null"
 
@@ -155,12 +157,14 @@ CALLS = {
             "contentText": "x",
             "contentType": "IMAGE",
             "mediaUrl": "https://example.com/a",
+            "attachmentIds": None,
             "private": False,
             "clientMessageId": None,
             "expectedLastSeq": 2**31 - 1,
         },
         {
             **MESSAGE,
+            "attachmentIds": "list null",
             "private": "boolean",
             "clientMessageId": "string null",
             "expectedLastSeq": "number null",
@@ -186,8 +190,106 @@ CALLS = {
         | {f"message.{field}": kinds for field, kinds in MESSAGE.items()},
         required="externalId lead lead.name message",
     ),
-    "API key": Call("POST", "/api-keys", {"name": "shop"}, {"name": "string"}, required="name"),
+    "new webhook": Call(
+        "POST",
+        "/webhooks",
+        {
+            "url": "https://webhook.invalid/",
+            "description": "x",
+            "events": ["lead.merged"],
+            "includePrivateNotes": False,
+        },
+        {
+            "url": "string",
+            "description": "string null",
+            "events": "list",
+            "includePrivateNotes": "boolean",
+        },
+        required="url",
+    ),
+    "webhook": Call(
+        "PATCH",
+        "/webhooks/{webhook}",
+        {
+            "url": "https://webhook.invalid/",
+            "description": "x",
+            "events": ["lead.merged"],
+            "includePrivateNotes": False,
+            "enabled": False,
+        },
+        {
+            "url": "string",
+            "description": "string null",
+            "events": "list",
+            "includePrivateNotes": "boolean",
+            "enabled": "boolean",
+        },
+    ),
+    "replay": Call(
+        "POST",
+        "/webhooks/{webhook}/replay",
+        {"since": "2999-01-01T00:00:00Z"},
+        {"since": "string"},
+        required="since",
+    ),
+    "API key": Call(
+        "POST",
+        "/api-keys",
+        {"name": "shop", "inboxId": None},
+        {"name": "string", "inboxId": "string null"},
+        required="name",
+    ),
+    "new inbox": Call(
+        "POST",
+        "/inboxes",
+        {"name": "Shop", "kind": "API", "allowedOrigins": ["https://a.de"], "greeting": "Hi"},
+        {"name": "string", "kind": "string", "allowedOrigins": "list", "greeting": "string null"},
+        required="name kind",
+    ),
+    "inbox": Call(
+        "PATCH",
+        "/inboxes/{inbox}",
+        {"name": "Shop", "allowedOrigins": ["*"], "greeting": None},
+        {"name": "string", "allowedOrigins": "list", "greeting": "string null"},
+    ),
+    "receipts": Call(
+        "POST",
+        "/receipts",
+        {"receipts": [{"messageId": "{lead}", "status": "failed", "error": "x"}]},
+        {"receipts": "list"},
+        required="receipts",
+    ),
+    "session": Call(
+        "POST",
+        f"{PUBLIC}/inboxes/{{inbox}}/sessions",
+        {"visitorToken": None, "identityToken": None, "name": "Ana", "email": "a@b.de"},
+        {
+            "visitorToken": "string null",
+            "identityToken": "string null",
+            "name": "string null",
+            "email": "string null",
+        },
+    ),
+    "visitor's message": Call(
+        "POST",
+        f"{PUBLIC}/messages",
+        {
+            "contentText": "x",
+            "contentType": "IMAGE",
+            "mediaUrl": "https://example.com/a",
+            "attachmentIds": None,
+            "clientMessageId": None,
+        },
+        {**MESSAGE, "attachmentIds": "list null", "clientMessageId": "string null"},
+    ),
+    "seen": Call("POST", f"{PUBLIC}/seen", {"seq": 0}, {"seq": "number"}, required="seq"),
 }
+
+
+def a_webhook(api: Api) -> str:
+    body = {"url": "https://webhook.invalid/", "events": ["lead.merged"]}
+    webhook_id: str = api.post("/webhooks", body)["id"]
+    return webhook_id
 
 
 class Sender:
@@ -197,10 +299,15 @@ class Sender:
         self.api = api
         self.key = key
         conversation = api.new_conversation()
+        inbox = api.post("/inboxes", {"name": "Website", "kind": "WIDGET"})["id"]
+        session = httpx.post(f"{api.url}{PUBLIC}/inboxes/{inbox}/sessions", json={}).json()
+        self.visitor_token = session["data"]["sessionToken"]
         self.ids = {
+            "{inbox}": inbox,
             "{conversation}": conversation["id"],
             "{lead}": conversation["lead"]["id"],
             "{user}": api.new_user().user["id"],
+            "{webhook}": a_webhook(api),
         }
 
     def filled(self, text: str) -> str:
@@ -217,11 +324,13 @@ class Sender:
         return body
 
     def send(self, call: Call, content: bytes, **headers: str) -> httpx.Response:
-        user = self.key if call.path == "/inbound" else self.api
+        user = self.key if call.path in WITH_KEY else self.api
         all_headers = {"Content-Type": "application/json", **headers}
-        return user.http.request(
-            call.method, self.filled(call.path), content=content, headers=all_headers
-        )
+        path = self.filled(call.path)
+        if call.path.startswith(PUBLIC):
+            all_headers["Authorization"] = f"Bearer {self.visitor_token}"
+            path = self.api.url + path
+        return user.http.request(call.method, path, content=content, headers=all_headers)
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +525,11 @@ QUERIES: dict[str, dict[str, list[str]]] = {
         "afterSeq": ["", "-1", "x", "1.5", str(2**31), str(2**63), "9" * 30, "NaN"],
     },
     "/conversations/{conversation}/analyses": PAGED,
-    "/api-keys": PAGED,
+    "/api-keys": {**PAGED, "inboxId": ["", "x", "null", "1"]},
+    "/inboxes": PAGED,
+    "/inboxes/{inbox}": {},
+    f"{PUBLIC}/inboxes/{{inbox}}": {},
+    f"{PUBLIC}/messages": {**PAGED, "afterSeq": ["", "-1", "x", "1.5", str(2**31), "9" * 30]},
     "/dashboard/metrics": {},
     "/analysis/queue": {},
     "/analysis/usage": {"from": ["", "x", "2026-02-30", "9" * 41], "to": ["x", "1999-12-31"]},
@@ -428,10 +541,18 @@ QUERIES: dict[str, dict[str, list[str]]] = {
 
 @pytest.mark.parametrize("path", QUERIES)
 def test_query_parameters(sender: Sender, path: str) -> None:
-    http = sender.api.http
+    known = QUERIES[path]
+    api, token = sender.api, sender.api.token
     path = sender.filled(path)
-    known = QUERIES.get(path, QUERIES.get(next(q for q in QUERIES if sender.filled(q) == path)))
-    assert known is not None
+    if path.startswith(PUBLIC):
+        path, token = api.url + path, sender.visitor_token
+    with httpx.Client(
+        base_url=api.http.base_url, headers={"Authorization": f"Bearer {token}"}, timeout=30
+    ) as http:
+        check_query(http, path, known)
+
+
+def check_query(http: httpx.Client, path: str, known: dict[str, list[str]]) -> None:
     for name, values in known.items():
         for value in values:
             response = http.get(path, params={name: value})
@@ -472,7 +593,7 @@ def test_no_ids(api: Api, part: str) -> None:
 
 def test_an_id_may_be_written_in_capitals(api: Api) -> None:
     lead = api.post("/leads", {"name": "Ana"})
-    assert api.get(f"/leads/{lead['id'].upper()}") == lead
+    assert api.get(f"/leads/{lead['id'].upper()}")["id"] == lead["id"]
 
 
 # --- Below HTTP -------------------------------------------------------------------------------

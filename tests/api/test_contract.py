@@ -23,6 +23,7 @@ CODES = {
     415: "unsupported_media_type",
     429: "rate_limited",
     503: "unavailable",
+    507: "insufficient_storage",
 }
 
 
@@ -81,13 +82,29 @@ def test_leads(api: Api) -> None:
     check(lead, shapes.LEAD)
     assert {key: lead[key] for key in body} == body
     path = f"/leads/{lead['id']}"
-    assert api.get(path, expect=200) == lead
+    details = api.get(path, expect=200)
+    check(details, shapes.LEAD_DETAILS)
+    assert details == {**lead, "verified": True, "possibleDuplicates": []}
     changed = api.patch(path, {"email": None, "attributes": {}}, expect=200)
     check(changed, shapes.LEAD)
     assert (changed["name"], changed["email"], changed["attributes"]) == ("Ana", None, {})
     check(api.get("/leads", expect=200), shapes.page_of(shapes.LEAD))
     assert api.delete(path, expect=200) is None
     api.get(path, expect=404)
+
+
+def test_attachments(api: Api) -> None:
+    uploaded = api.upload(b"hello", "note.txt", expect=201)
+    check(uploaded, shapes.ATTACHMENT)
+    assert (uploaded["fileName"], uploaded["contentType"]) == ("note.txt", "text/plain")
+    assert (uploaded["sizeBytes"], uploaded["width"], uploaded["thumbnailUrl"]) == (5, None, None)
+    assert api.get(f"/attachments/{uploaded['id']}", expect=200) == uploaded
+    content = httpx.get(uploaded["url"])
+    assert (content.status_code, content.content) == (200, b"hello")
+    path = f"/conversations/{api.new_conversation()['id']}/messages"
+    sent = api.post(path, {"contentType": "FILE", "attachmentIds": [uploaded["id"]]}, expect=201)
+    check(sent, shapes.MESSAGE)
+    assert sent["attachments"] == [uploaded]
 
 
 def test_conversations_and_messages(api: Api, agent: Api) -> None:
@@ -168,6 +185,29 @@ def test_dashboard_and_analysis(api: Api, key: Api) -> None:
     check(api.post(feedback, {"verdict": "wrong", "priority": "LOW"}), shapes.ANALYSIS)
     check(api.get("/analysis/usage", expect=200), shapes.ANALYSIS_USAGE)
     check(api.get("/analysis/queue", expect=200), dict)
+
+
+def test_webhooks(api: Api) -> None:
+    body = {"url": "https://webhook.invalid/hook", "events": ["lead.created"]}
+    made = api.post("/webhooks", body, expect=201)
+    check(made, shapes.SHOWN_WEBHOOK)
+    path = f"/webhooks/{made['id']}"
+    check(api.get("/webhooks", expect=200), shapes.page_of(shapes.WEBHOOK))
+    check(api.get(path, expect=200), shapes.WEBHOOK)
+    check(api.patch(path, {"description": "CRM"}, expect=200), shapes.WEBHOOK)
+    check(api.post(f"{path}/test", expect=200), shapes.WEBHOOK_TEST)
+    check(api.post(f"{path}/rotate-secret", expect=200), shapes.SHOWN_WEBHOOK_SECRET)
+    api.post("/leads", {"name": "Ana"})
+    deliveries = wait_until(lambda: (found := api.get(f"{path}/deliveries"))["items"] and found)
+    check(deliveries, shapes.page_of(shapes.WEBHOOK_DELIVERY))
+    delivery = deliveries["items"][0]
+    assert (delivery["event"], delivery["status"]) == ("lead.created", "PENDING")
+    again = api.post(f"{path}/deliveries/{delivery['id']}/retry", expect=200)
+    check(again, shapes.WEBHOOK_DELIVERY)
+    since = {"since": "2999-01-01T00:00:00Z"}
+    assert api.post(f"{path}/replay", since, expect=200) == {"count": 0}
+    assert api.delete(path, expect=200) is None
+    api.get(path, expect=404)
 
 
 def test_health(server: LiveServer) -> None:

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.client import Api, LiveServer
+from tests.conftest import live_server
 
 SECONDS = 15
 CHECKS = [
@@ -17,6 +20,19 @@ CHECKS = [
 ]
 ENDS_THE_TOKEN = "^/api/v1/(auth/(logout|password)|users/)"
 """It finds the caller's id, and demotes the caller."""
+
+
+@pytest.fixture(scope="module")
+def server(module_dsn: str) -> Iterator[LiveServer]:
+    """One of its own: it also finds and deletes inboxes, with the keys of other tests."""
+    with live_server(module_dsn) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(server: LiveServer) -> Iterator[Api]:
+    with Api.first_admin(server.url) as admin:
+        yield admin
 
 
 def test_the_document_is_true(server: LiveServer, api: Api, tmp_path: Path) -> None:

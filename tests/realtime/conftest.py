@@ -12,8 +12,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from messaging_server.postgres import EmbeddedPostgres
-from tests.client import Api, LiveServer
+from tests.client import Api, LiveServer, Socket
 from tests.conftest import fresh_database, live_server
+from tests.public.site import PublicApi, Site
 
 
 @pytest.fixture(scope="module", params=["fast path", "plain ASGI"])
@@ -64,6 +65,35 @@ def close_code(connection: ClientConnection) -> int:
 def stranger(api: Api, **options: Any) -> Iterator[Stranger]:
     with connect(f"{api.url.replace('http', 'ws', 1)}/ws", **options) as connection:
         yield Stranger(connection)
+
+
+@pytest.fixture
+def site(api: Api) -> Iterator[Site]:
+    """A website with an inbox of its own."""
+    website = Site(api)
+    yield website
+    website.close()
+
+
+def public_address(api: Api) -> str:
+    return f"{api.url.replace('http', 'ws', 1)}/ws/public"
+
+
+@contextmanager
+def unknown_visitor(api: Api, **options: Any) -> Iterator[Stranger]:
+    """A connection of a website's visitor that has not said who it is."""
+    with connect(public_address(api), **options) as connection:
+        yield Stranger(connection)
+
+
+@contextmanager
+def visitor_socket(api: Api, page: PublicApi, **options: Any) -> Iterator[Socket]:
+    """An authenticated socket of this page's visitor."""
+    with connect(public_address(api), **options) as connection:
+        socket = Socket(connection)
+        reply = socket.call("auth", {"token": page.session["sessionToken"]})
+        assert reply["ok"], reply
+        yield socket
 
 
 def closed(url: str, code: int) -> float:

@@ -132,6 +132,32 @@ def test_analysis_reaches_room_and_inbox(api: Api, agent: Api, sockets: tuple[So
     assert heard(other, conversation_id) == []
 
 
+def test_status_reaches_the_room(api: Api, agent: Api, sockets: tuple[Socket, ...]) -> None:
+    """How far a message got, as another system reports it; to who has joined, and to them only."""
+    admin, owner, other = sockets
+    key = api.new_key()
+    conversation_id = key.inbound("Hola")["conversationId"]
+    api.post(f"/conversations/{conversation_id}/assign", {"agentId": agent.user["id"]})
+    owner.call("conversation:join", conversation_id)
+    sent = agent.send(conversation_id, "hello")
+    steps = [("failed", "no such number"), ("delivered", None), ("failed", "late"), ("read", None)]
+    for status, error in steps:
+        receipt = {"messageId": sent["id"], "status": status}
+        key.post("/receipts", {"receipts": [receipt | ({"error": error} if error else {})]})
+        if error == "late":
+            continue
+        push = owner.wait(about("message:status", conversation_id))
+        assert push["data"] == {
+            "messageId": sent["id"],
+            "seq": sent["seq"],
+            "status": status,
+            "error": error,
+        }
+    assert "message:status" not in heard(owner, conversation_id)
+    assert "message:status" not in heard(admin, conversation_id)
+    assert heard(other, conversation_id) == []
+
+
 # --- Losing and gaining sight -----------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ WRITERS = 4
 class Listener:
     """Joins, listens and leaves, and checks that its numbers have no holes."""
 
-    def __init__(self, connection: ClientConnection, conversation_id: str) -> None:
+    def __init__(self, connection: ClientConnection, conversation_id: str | None) -> None:
         self._connection = connection
         self._conversation_id = conversation_id
         self._id = 1

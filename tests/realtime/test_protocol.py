@@ -1,6 +1,7 @@
 """Frames: whatever a client sends is a command, a described error, or not our protocol."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,12 @@ from messaging_server.realtime.protocol import (
     NotOurProtocol,
     decode_command,
 )
+from messaging_server.realtime.public_protocol import (
+    PUBLIC_COMMANDS,
+    PUBLIC_PUSHES,
+    PublicJoin,
+    decode_public_command,
+)
 
 CONVERSATION = "01900000-0000-7000-8000-000000000001"
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -32,10 +39,18 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-events = st.sampled_from([str(kind.__struct_config__.tag) for kind in COMMANDS]) | json_values
+events = (
+    st.sampled_from([str(kind.__struct_config__.tag) for kind in (*COMMANDS, *PUBLIC_COMMANDS)])
+    | json_values
+)
 ids = st.none() | st.integers() | st.text() | json_values
 references = st.fixed_dictionaries(
-    {}, optional={"conversationId": st.just(CONVERSATION) | json_values, "afterSeq": json_values}
+    {},
+    optional={
+        "conversationId": st.just(CONVERSATION) | json_values,
+        "afterSeq": json_values,
+        "seq": json_values,
+    },
 )
 almost_commands = st.fixed_dictionaries(
     {},
@@ -48,21 +63,29 @@ almost_commands = st.fixed_dictionaries(
 )
 
 
-def outcome(text: str) -> Command | BadCommand | NotOurProtocol:
+Decode = Callable[[str], Command]
+both_sockets = pytest.mark.parametrize("decode", [decode_command, decode_public_command])
+
+
+def outcome(text: str, decode: Decode = decode_command) -> Command | BadCommand | NotOurProtocol:
     try:
-        return decode_command(text)
+        return decode(text)
     except (BadCommand, NotOurProtocol) as error:
         return error
 
 
-@given(st.text())
-def test_any_text_is_decoded_or_refused(text: str) -> None:
-    outcome(text)
+@both_sockets
+@given(text=st.text())
+def test_any_text_is_decoded_or_refused(decode: Decode, text: str) -> None:
+    outcome(text, decode)
 
 
-@given(almost_commands)
-def test_any_object_is_a_command_or_a_described_error(frame: dict[str, Any]) -> None:
-    result = outcome(json.dumps(frame))
+@both_sockets
+@given(frame=almost_commands)
+def test_any_object_is_a_command_or_a_described_error(
+    decode: Decode, frame: dict[str, Any]
+) -> None:
+    result = outcome(json.dumps(frame), decode)
     assert not isinstance(result, NotOurProtocol)
     if isinstance(result, BadCommand):
         assert result.error.message
@@ -74,6 +97,7 @@ def test_any_object_is_a_command_or_a_described_error(frame: dict[str, Any]) -> 
 @given(st.text(alphabet='{}[]":,\\ud8001eidvntaos', max_size=60))
 def test_almost_json_is_decoded_or_refused(text: str) -> None:
     outcome(text)
+    outcome(text, decode_public_command)
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[]", "1", "null", '"x"', '{"event":', "40", "\0"])
@@ -151,6 +175,14 @@ def test_bare_conversation_id() -> None:
     assert command.id is None
 
 
+def test_visitors_conversation_need_not_be_named() -> None:
+    for data in ({}, {"data": None}, {"data": {}}, {"data": {"conversationId": None}}):
+        command = decode_public_command(json.dumps({"event": "conversation:join", **data}))
+        assert isinstance(command, PublicJoin)
+        assert command.conversation_id is None
+        assert command.after_seq is None
+
+
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 70_000])
 def test_frame_is_what_websockets_would_write(size: int) -> None:
     payload = b"x" * size
@@ -177,4 +209,10 @@ def test_asyncapi_document_is_whole() -> None:
         for part in reference.removeprefix("#/").split("/"):
             found = found[part]
     names = {message["name"] for message in document["components"]["messages"].values()}
-    assert {str(kind.__struct_config__.tag) for kind in (*COMMANDS, *PUSHES)} <= names
+    kinds = (*COMMANDS, *PUSHES, *PUBLIC_COMMANDS, *PUBLIC_PUSHES)
+    assert {str(kind.__struct_config__.tag) for kind in kinds} <= names
+    assert {channel["address"] for channel in document["channels"].values()} == {
+        "/ws",
+        "/ws/public",
+    }
+    assert len(document["operations"]) == len(kinds)

@@ -247,7 +247,7 @@ def encode(message: Message) -> Frame:
     return frame(message.seq)
 
 
-async def join(rooms: Rooms[Ear], log: Log, ear: Ear) -> None:
+async def join(rooms: Rooms[Ear, Message], log: Log, ear: Ear) -> None:
     """As a socket does it: subscribe, read, admit."""
     rooms.subscribe(CONVERSATION, ear)
     head = log.heads[CONVERSATION]
@@ -266,7 +266,7 @@ def test_registry_delivers_everything_although_publications_are_lost(
     async def scenario() -> None:
         log = Log(chance, failures=failures)
         log.heads[CONVERSATION] = chance.randrange(5)
-        rooms: Rooms[Ear] = Rooms(log, encode, hole_seconds=0.001)
+        rooms: Rooms[Ear, Message] = Rooms(log, encode, hole_seconds=0.001)
         ears = [Ear() for _ in range(chance.randint(1, 6))]
         joins: list[asyncio.Task[None]] = []
         for _ in range(60):
@@ -301,7 +301,7 @@ def test_two_first_joiners_with_different_heads() -> None:
     async def scenario() -> None:
         log = Log(seeded(0), failures=0)
         log.heads[CONVERSATION] = 5
-        rooms: Rooms[Ear] = Rooms(log, encode, hole_seconds=0.001)
+        rooms: Rooms[Ear, Message] = Rooms(log, encode, hole_seconds=0.001)
         early, late = Ear(), Ear()
         for ear, head in ((early, 5), (late, 2)):
             rooms.subscribe(CONVERSATION, ear)
@@ -319,19 +319,19 @@ def test_two_first_joiners_with_different_heads() -> None:
 
 
 @pytest.fixture
-def quiet_rooms() -> Rooms[Ear]:
+def quiet_rooms() -> Rooms[Ear, Message]:
     """Rooms where nothing is ever missing."""
     return Rooms(Log(seeded(0), failures=0), encode)
 
 
-def seated(rooms: Rooms[Ear], ear: Ear, *, head: int = 0) -> Ear:
+def seated(rooms: Rooms[Ear, Message], ear: Ear, *, head: int = 0) -> Ear:
     rooms.subscribe(CONVERSATION, ear)
     ear.join_at(head)
     rooms.admit(CONVERSATION, ear, head)
     return ear
 
 
-def test_losing_sight_takes_effect_before_the_message(quiet_rooms: Rooms[Ear]) -> None:
+def test_losing_sight_takes_effect_before_the_message(quiet_rooms: Rooms[Ear, Message]) -> None:
     """A message's own fact of the assignment is enough, though the assignment comes later."""
     agent, admin = seated(quiet_rooms, Ear(AGENT)), seated(quiet_rooms, Ear())
     quiet_rooms.learn(CONVERSATION, version=2, assigned_agent_id=AGENT)
@@ -344,7 +344,7 @@ def test_losing_sight_takes_effect_before_the_message(quiet_rooms: Rooms[Ear]) -
     assert admin.heard == [1, 2]
 
 
-def test_older_assignment_is_ignored(quiet_rooms: Rooms[Ear]) -> None:
+def test_older_assignment_is_ignored(quiet_rooms: Rooms[Ear, Message]) -> None:
     agent = seated(quiet_rooms, Ear(AGENT))
     quiet_rooms.learn(CONVERSATION, version=9, assigned_agent_id=AGENT)
     quiet_rooms.learn(CONVERSATION, version=8, assigned_agent_id=COLLEAGUE)
@@ -353,7 +353,21 @@ def test_older_assignment_is_ignored(quiet_rooms: Rooms[Ear]) -> None:
     assert quiet_rooms.assigned_agent(CONVERSATION) == AGENT
 
 
-def test_closed_room_says_nothing_more(quiet_rooms: Rooms[Ear]) -> None:
+def test_what_is_said_aside_reaches_who_is_joining(quiet_rooms: Rooms[Ear, Message]) -> None:
+    """After its reply, since what it has read may be older; who joins later has read it."""
+    seated(quiet_rooms, Ear())
+    joining, late = Ear(), Ear()
+    quiet_rooms.subscribe(CONVERSATION, joining)
+    joining.join_at(0)
+    quiet_rooms.broadcast(CONVERSATION, frame(77))
+    assert joining.heard == []
+    quiet_rooms.admit(CONVERSATION, joining, 0)
+    assert joining.heard == [77]
+    seated(quiet_rooms, late)
+    assert late.heard == []
+
+
+def test_closed_room_says_nothing_more(quiet_rooms: Rooms[Ear, Message]) -> None:
     ear = seated(quiet_rooms, Ear())
     assert quiet_rooms.close(CONVERSATION) == [ear]
     quiet_rooms.publish(message(1))
@@ -363,7 +377,7 @@ def test_closed_room_says_nothing_more(quiet_rooms: Rooms[Ear]) -> None:
 
 def test_sweep_names_deleted_conversations() -> None:
     async def scenario() -> None:
-        rooms: Rooms[Ear] = Rooms(Log(seeded(0), failures=0), encode)
+        rooms: Rooms[Ear, Message] = Rooms(Log(seeded(0), failures=0), encode)
         seated(rooms, Ear())
         assert await rooms.sweep() == [CONVERSATION]
 
@@ -373,7 +387,7 @@ def test_sweep_names_deleted_conversations() -> None:
 def test_a_hung_join_does_not_keep_frames_without_bound() -> None:
     async def scenario() -> None:
         log = Log(seeded(0), failures=0)
-        rooms: Rooms[Ear] = Rooms(log, encode, hole_seconds=0.001)
+        rooms: Rooms[Ear, Message] = Rooms(log, encode, hole_seconds=0.001)
         ear = Ear()
         rooms.subscribe(CONVERSATION, ear)
         count = rooms_module.MAX_KEPT_FRAMES * 2 + 10

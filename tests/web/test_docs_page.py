@@ -46,12 +46,12 @@ async def fetch_weather() -> Success[str]:
     return Success(data="sunny")
 
 
-async def refuse(token: str) -> Any:
+async def refuse(*_: object) -> Any:
     raise errors.Unauthenticated("no")
 
 
 def create_app() -> http.Edge:
-    authenticator = http.Authenticator(user=refuse, api_key=refuse)
+    authenticator = http.Authenticator(user=refuse, api_key=refuse, visitor=refuse)
     app = Litestar(
         [
             Router(PREFIX, route_handlers=[list_notes, write_note, fetch_weather]),

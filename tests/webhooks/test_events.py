@@ -1,0 +1,242 @@
+"""Every event arrives when its fact happens, signed, in its shape, and nothing that is private."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from standardwebhooks import WebhookVerificationError
+
+from tests.api import shapes
+from tests.api.shapes import check
+from tests.client import Api, wait_until
+from tests.webhooks.conftest import Hooks
+from tests.webhooks.receiver import Received, Receiver, verified
+
+TOLD_CONVERSATION = {
+    key: shapes.CONVERSATION[key]
+    for key in shapes.CONVERSATION
+    if key not in ("lead", "lastMessage", "lastSeq", "unreadCount", "urgency")
+}
+ABOUT = {"conversation": TOLD_CONVERSATION, "lead": shapes.LEAD, "truncated": bool}
+AGENT = shapes.CONVERSATION["assignedAgent"]
+STATUS = shapes.one_of("sent", "failed", "delivered", "read")
+DATA: dict[str, dict[str, Any]] = {
+    "message.created": {"message": shapes.MESSAGE, **ABOUT},
+    "message.status": {
+        "message": shapes.MESSAGE,
+        "status": STATUS,
+        "error": (str, None),
+        **ABOUT,
+    },
+    "conversation.created": ABOUT,
+    "conversation.updated": {"changed": [str], **ABOUT},
+    "conversation.assigned": {"assignedAgent": AGENT, "previousAgent": AGENT, **ABOUT},
+    "conversation.status_changed": {"status": str, "previousStatus": str, **ABOUT},
+    "conversation.ai_updated": ABOUT,
+    "lead.created": {"lead": shapes.LEAD, "truncated": bool},
+    "lead.updated": {"lead": shapes.LEAD, "changed": [str], "truncated": bool},
+    "lead.merged": {"lead": shapes.LEAD, "mergedLeadId": str, "truncated": bool},
+}
+
+
+def data_of(received: Received) -> dict[str, Any]:
+    check(received.json, {"type": str, "timestamp": shapes.time, "data": dict}, "payload")
+    data: dict[str, Any] = received.json["data"]
+    check(data, DATA[received.type], received.type)
+    return data
+
+
+def wait_for(receiver: Receiver, event: str, count: int = 1) -> list[dict[str, Any]]:
+    """The data of the first so many of this event."""
+    found = wait_until(
+        lambda: (
+            len(of := [each for each in receiver.requests if each.type == event]) >= count and of
+        )
+    )
+    return [data_of(each) for each in found]
+
+
+def test_messages(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    webhook = hooks.make(receiver.url, events=["message.created"])
+    conversation = api.new_conversation()
+    sent = api.send(conversation["id"], "hello", clientMessageId="m1")
+    (data,) = wait_for(receiver, "message.created")
+    assert data["message"] == sent
+    assert data["conversation"]["id"] == conversation["id"]
+    assert data["lead"] == conversation["lead"]
+    assert data["truncated"] is False
+    received = receiver.requests[0]
+    assert verified(received, webhook["secret"])["data"] == data
+    assert received.headers["content-type"] == "application/json"
+    assert received.json["timestamp"] == sent["createdAt"]
+    with pytest.raises(WebhookVerificationError):
+        verified(received, "whsec_" + "A" * 43 + "=")
+    (delivery,) = wait_until(lambda: hooks.deliveries(webhook["id"], status="SUCCEEDED"))
+    check(delivery, shapes.WEBHOOK_DELIVERY)
+    assert (delivery["id"], delivery["attempts"]) == (received.id, 1)
+    assert (delivery["responseStatus"], delivery["error"]) == (200, None)
+
+
+def test_messages_of_leads(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url, events=["message.created", "conversation.created", "lead.created"])
+    with api.new_key() as key:
+        inbound = key.inbound("hola")
+    wait_until(lambda: len(receiver.requests) == 3)
+    by_type = {each.type: data_of(each) for each in receiver.requests}
+    assert by_type["message.created"]["message"]["senderType"] == "LEAD"
+    assert by_type["message.created"]["lead"]["id"] == inbound["leadId"]
+    assert by_type["conversation.created"]["conversation"]["id"] == inbound["conversationId"]
+    assert by_type["lead.created"]["lead"]["name"] == "Luis"
+    of_conversation = [each.type for each in receiver.requests if each.type != "lead.created"]
+    assert of_conversation == ["conversation.created", "message.created"]
+
+
+def test_conversations(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url)
+    agent = api.new_user(name="Eva")
+    conversation = api.new_conversation()
+    path = f"/conversations/{conversation['id']}"
+    wait_for(receiver, "conversation.created")
+    wait_for(receiver, "lead.created")
+
+    api.post(f"{path}/assign", {"agentId": agent.user["id"]})
+    (assigned,) = wait_for(receiver, "conversation.assigned")
+    assert assigned["assignedAgent"]["id"] == agent.user["id"]
+    assert assigned["previousAgent"] is None
+    assert assigned["conversation"]["assignedAgent"] == assigned["assignedAgent"]
+
+    api.patch(path, {"status": "RESOLVED"})
+    (changed,) = wait_for(receiver, "conversation.status_changed")
+    assert (changed["status"], changed["previousStatus"]) == ("RESOLVED", "OPEN")
+
+    updated = api.patch(path, {"priority": "HIGH", "tags": ["vip"]})
+    (told,) = wait_for(receiver, "conversation.updated")
+    assert sorted(told["changed"]) == ["priority", "tags"]
+    assert told["conversation"]["version"] == updated["version"]
+    assert (told["conversation"]["priority"], told["conversation"]["tags"]) == ("HIGH", ["vip"])
+
+    api.send(conversation["id"], "please help me with my invoice")
+    wait_for(receiver, "message.created")
+    api.post(f"{path}/analyze")
+    analysed = wait_for(receiver, "conversation.ai_updated")[0]
+    assert analysed["conversation"]["ai"]["provider"] == "local"
+    assert len(wait_for(receiver, "conversation.updated")) == 1
+
+
+def test_waking_from_a_snooze(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url, events=["conversation.status_changed"])
+    conversation = api.new_conversation()
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    api.patch(f"/conversations/{conversation['id']}", {"snoozedUntil": soon})
+    wait_until(lambda: len(receiver.requests) == 2, 15)
+    told = [data_of(each) for each in receiver.requests]
+    assert [each["status"] for each in told] == ["SNOOZED", "OPEN"]
+
+
+def test_leads(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url, events=["lead.created", "lead.updated"])
+    lead = api.post("/leads", {"name": "Ana", "email": "a@example.com"})
+    changed = api.patch(f"/leads/{lead['id']}", {"name": "Eva", "attributes": {"plan": "pro"}})
+    api.patch(f"/leads/{lead['id']}", {"name": "Eva"})  # nothing new
+    api.patch(f"/leads/{lead['id']}", {"phone": "1"})
+    wait_until(lambda: len(receiver.requests) == 3)
+    created, first, second = (data_of(each) for each in receiver.requests)
+    assert created["lead"]["id"] == lead["id"]
+    assert first["changed"] == ["name", "attributes"]
+    assert first["lead"]["attributes"] == changed["attributes"]
+    assert second["changed"] == ["phone"]
+
+
+async def run_sql(dsn: str, sql: str, *arguments: Any) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(sql, *arguments)
+    finally:
+        await connection.close()
+
+
+def test_merged_leads(api: Api, module_dsn: str, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url, events=["lead.merged"])
+    anonymous, known = (api.post("/leads", {"name": name}) for name in ("Visitor", "Ana"))
+    merge = "select record_lead_merge($1, $2)"
+    asyncio.run(run_sql(module_dsn, merge, anonymous["id"], known["id"]))
+    (data,) = wait_for(receiver, "lead.merged")
+    assert (data["lead"], data["mergedLeadId"]) == (known, anonymous["id"])
+
+
+def test_delivery_status(api: Api, module_dsn: str, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url, events=["message.status"])
+    message = api.send(api.new_conversation()["id"])
+    progress = "update messages set delivery = $2, delivery_error = $3 where id = $1"
+    asyncio.run(run_sql(module_dsn, progress, message["id"], 1, "no such number"))
+    asyncio.run(run_sql(module_dsn, progress, message["id"], 3, None))
+    failed, read = wait_for(receiver, "message.status", 2)
+    assert (failed["status"], failed["error"]) == ("failed", "no such number")
+    assert (read["status"], read["error"]) == ("read", None)
+    assert read["message"] == {**message, "status": "read"}
+
+
+def test_private_notes(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    with Receiver().serving() as trusted:
+        hooks.make(receiver.url)
+        hooks.make(trusted.url, includePrivateNotes=True)
+        conversation = api.new_conversation()
+        secret = uuid4().hex
+        note = api.send(conversation["id"], secret, private=True)
+        public = api.send(conversation["id"], "hello")
+        api.patch(f"/conversations/{conversation['id']}", {"priority": "LOW"})
+        wait_for(receiver, "conversation.updated")
+        wait_for(trusted, "conversation.updated")
+        assert [each["message"] for each in wait_for(receiver, "message.created")] == [public]
+        assert [each["message"] for each in wait_for(trusted, "message.created")] == [note, public]
+        assert not any(secret in each.body.decode() for each in receiver.requests)
+
+
+def test_a_long_text_is_cut(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url, events=["message.created"])
+    lead = {"name": "ñ" * 200, "attributes": {f"key {n}": "value " * 20 for n in range(100)}}
+    conversation = api.post("/conversations", {"lead": lead})
+    text = "\u0001ñ\U0001f600" * 3_333
+    api.send(conversation["id"], text)
+    (data,) = wait_for(receiver, "message.created")
+    assert len(receiver.requests[0].body) < 20_000
+    assert data["truncated"] is True
+    cut = data["message"]["contentText"]
+    assert cut.endswith("…")
+    assert len(cut) >= 500
+    assert text.startswith(cut[:-1])
+
+
+def test_what_was_erased_is_told_no_more(
+    api: Api, module_dsn: str, hooks: Hooks, receiver: Receiver
+) -> None:
+    webhook = hooks.make(receiver.url)
+    api.patch(f"/webhooks/{webhook['id']}", {"enabled": False})
+    secret = uuid4().hex
+    conversation = api.new_conversation(name=secret)
+    api.send(conversation["id"], secret)
+    wait_until(lambda: len(hooks.deliveries(webhook["id"])) >= 3)
+    api.delete(f"/leads/{conversation['lead']['id']}")
+    assert hooks.deliveries(webhook["id"]) == []
+    api.patch(f"/webhooks/{webhook['id']}", {"enabled": True})
+    api.post("/leads", {"name": "Ana"})
+    wait_for(receiver, "lead.created")
+    assert not any(secret in each.body.decode() for each in receiver.requests)
+
+
+def test_without_webhooks_nothing_is_written(api: Api, module_dsn: str, hooks: Hooks) -> None:
+    count = "select count(*) from webhook_outbox"
+
+    async def fetch() -> int:
+        connection = await asyncpg.connect(module_dsn)
+        try:
+            return int(await connection.fetchval(count))
+        finally:
+            await connection.close()
+
+    assert api.get("/webhooks")["items"] == []
+    api.send(api.new_conversation()["id"])
+    assert asyncio.run(fetch()) == 0
