@@ -107,12 +107,12 @@ class LiveScreen:
 
     def _counters(self) -> RenderableType:
         tally = self._tally
-        grid = Table.grid(padding=(0, 3))
+        grid = Table.grid(padding=(0, 2))
         grid.add_row(
-            f"[bold]{tally.sent:,}[/] messages sent",
-            f"[bold]{tally.received:,}[/] received over sockets",
-            f"[bold]{tally.analyses:,}[/] analyses arrived",
-            f"[bold]{tally.deliveries:,}[/] webhook deliveries verified",
+            f"[bold]{tally.sent:,}[/] sent",
+            f"[bold]{tally.received:,}[/] received",
+            f"[bold]{tally.analyses:,}[/] analyses",
+            f"[bold]{tally.deliveries:,}[/] deliveries verified",
             "[green]in order[/]" if tally.in_order else "[bold red]OUT OF ORDER[/]",
         )
         return grid

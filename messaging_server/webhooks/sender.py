@@ -68,9 +68,9 @@ class Sender:
         import aiohttp
 
         started = time.perf_counter()
-        headers = signed_headers(message_id, secrets, body)
         status, error, retry_after = None, None, None
         try:
+            headers = signed_headers(message_id, secrets, body)
             async with session.post(
                 url, data=body.encode(), headers=headers, allow_redirects=False
             ) as response:

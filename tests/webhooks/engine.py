@@ -28,6 +28,7 @@ class World:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.bus = Bus()
         self.loops: list[Webhooks] = []
 
     async def hook(self, url: str, events: Sequence[str] = ("message.created",)) -> UUID:
@@ -113,7 +114,7 @@ async def running(dsn: str, *, loops: int = 1, **options: Any) -> AsyncIterator[
             stack.push_async_callback(database.stop)
         world = World(databases[0])
         for database in databases:
-            webhooks = Webhooks(LOCAL, database, Bus(), **options)
+            webhooks = Webhooks(LOCAL, database, world.bus, **options)
             await webhooks.start()
             stack.push_async_callback(webhooks.stop)
             world.loops.append(webhooks)

@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from messaging_server.events import ConversationUpdated
 from messaging_server.webhooks import queue_queries
 from messaging_server.webhooks.delivery import RETRY_SECONDS
 from messaging_server.webhooks.sender import retry_after_seconds
@@ -61,6 +62,20 @@ def test_it_is_tried_again_with_the_same_bytes(dsn: str, receiver: Receiver) -> 
         times = [each.at for each in receiver.requests]
         waited = [after - before for before, after in itertools.pairwise(times)]
         assert all(w >= delay * 0.9 for w, delay in zip(waited, delays, strict=True))
+
+    asyncio.run(scenario())
+
+
+def test_a_fact_of_this_process_is_told_at_once(dsn: str, receiver: Receiver) -> None:
+    async def scenario() -> None:
+        async with running(dsn, poll_seconds=30) as world:
+            await world.hook(receiver.url)
+            (conversation_id,) = await world.conversations(1)
+            world.loops[0].wake()
+            await until(lambda: not world.loops[0]._woken.is_set())
+            await world.say(conversation_id, "hello")
+            world.bus.publish(ConversationUpdated(conversation_id=conversation_id, version=2))
+            await until(lambda: receiver.requests, 5)
 
     asyncio.run(scenario())
 

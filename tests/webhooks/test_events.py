@@ -1,7 +1,10 @@
 """Every event arrives when its fact happens, signed, in its shape, and nothing that is private."""
 
 import asyncio
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +15,7 @@ from standardwebhooks import WebhookVerificationError
 from tests.api import shapes
 from tests.api.shapes import check
 from tests.client import Api, wait_until
+from tests.public.site import Site
 from tests.webhooks.conftest import Hooks
 from tests.webhooks.receiver import Received, Receiver, verified
 
@@ -20,6 +24,7 @@ TOLD_CONVERSATION = {
     for key in shapes.CONVERSATION
     if key not in ("lead", "lastMessage", "lastSeq", "unreadCount", "urgency")
 }
+FLAGS = re.DOTALL | re.MULTILINE
 ABOUT = {"conversation": TOLD_CONVERSATION, "lead": shapes.LEAD, "truncated": bool}
 AGENT = shapes.CONVERSATION["assignedAgent"]
 STATUS = shapes.one_of("sent", "failed", "delivered", "read")
@@ -150,33 +155,43 @@ def test_leads(api: Api, hooks: Hooks, receiver: Receiver) -> None:
     assert second["changed"] == ["phone"]
 
 
-async def run_sql(dsn: str, sql: str, *arguments: Any) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(sql, *arguments)
-    finally:
-        await connection.close()
+@pytest.fixture
+def site(api: Api) -> Iterator[Site]:
+    site = Site(api)
+    yield site
+    site.close()
 
 
-def test_merged_leads(api: Api, module_dsn: str, hooks: Hooks, receiver: Receiver) -> None:
-    hooks.make(receiver.url, events=["lead.merged"])
-    anonymous, known = (api.post("/leads", {"name": name}) for name in ("Visitor", "Ana"))
-    merge = "select record_lead_merge($1, $2)"
-    asyncio.run(run_sql(module_dsn, merge, anonymous["id"], known["id"]))
+def test_merged_leads(api: Api, site: Site, hooks: Hooks, receiver: Receiver) -> None:
+    """A visitor who has written anonymously, and then logs in on the website."""
+    hooks.make(receiver.url, events=["lead.created", "lead.merged", "conversation.updated"])
+    site.open(identityToken=site.identity("ana"))  # as she is known from another device
+    (known,) = wait_for(receiver, "lead.created")
+    anonymous = site.visitor()
+    anonymous.send("hello")
+    merged = site.open(visitorToken=anonymous.visitor_token, identityToken=site.identity("ana"))
     (data,) = wait_for(receiver, "lead.merged")
-    assert (data["lead"], data["mergedLeadId"]) == (known, anonymous["id"])
+    assert data["mergedLeadId"] == anonymous.lead_id
+    assert data["lead"]["id"] == known["lead"]["id"] == merged["lead"]["id"]
+    (moved,) = wait_for(receiver, "conversation.updated")
+    assert moved["changed"] == ["lead"]
+    assert moved["lead"]["id"] == known["lead"]["id"]
 
 
-def test_delivery_status(api: Api, module_dsn: str, hooks: Hooks, receiver: Receiver) -> None:
-    hooks.make(receiver.url, events=["message.status"])
-    message = api.send(api.new_conversation()["id"])
-    progress = "update messages set delivery = $2, delivery_error = $3 where id = $1"
-    asyncio.run(run_sql(module_dsn, progress, message["id"], 1, "no such number"))
-    asyncio.run(run_sql(module_dsn, progress, message["id"], 3, None))
-    failed, read = wait_for(receiver, "message.status", 2)
-    assert (failed["status"], failed["error"]) == ("failed", "no such number")
-    assert (read["status"], read["error"]) == ("read", None)
-    assert read["message"] == {**message, "status": "read"}
+def test_delivery_status(api: Api, site: Site, hooks: Hooks, receiver: Receiver) -> None:
+    hooks.make(receiver.url, events=["message.created", "message.status"])
+    visitor = site.visitor()
+    conversation_id = visitor.send("hello")["conversationId"]
+    reply = api.send(conversation_id, "hi")
+    visitor.post("/seen", {"seq": 2}, expect=200)
+    (told,) = wait_for(receiver, "message.status")
+    assert (told["status"], told["error"]) == ("read", None)
+    assert told["message"] == {**reply, "status": "read"}
+    assert [each.type for each in receiver.requests] == [
+        "message.created",
+        "message.created",
+        "message.status",
+    ]
 
 
 def test_private_notes(api: Api, hooks: Hooks, receiver: Receiver) -> None:
@@ -240,3 +255,18 @@ def test_without_webhooks_nothing_is_written(api: Api, module_dsn: str, hooks: H
     assert api.get("/webhooks")["items"] == []
     api.send(api.new_conversation()["id"])
     assert asyncio.run(fetch()) == 0
+
+
+def test_the_documented_verifier_works(
+    api: Api, hooks: Hooks, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    webhook = hooks.make(receiver.url, events=["message.created"])
+    api.send(api.new_conversation()["id"])
+    (received,) = wait_until(lambda: receiver.requests)
+    page = Path(__file__).parents[2] / "docs" / "webhooks.md"
+    (example,) = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), FLAGS)
+    names: dict[str, Any] = {}
+    exec(example.replace("whsec_…", webhook["secret"]), names)  # noqa: S102  # our own page
+    assert names["handle"](received.body, received.headers) == 204
+    assert received.id in capsys.readouterr().out
+    assert names["handle"](received.body + b" ", received.headers) == 401
