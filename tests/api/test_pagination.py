@@ -236,7 +236,7 @@ def test_cursors_of_other_lists(lists: dict[str, List], api: Api) -> None:
 
 
 NOW = "2026-01-01T00:00:00Z"
-SOME_ID = str(uuid4())
+SOME_ID = "0f1a4e8f-3fdd-476a-9874-e9107f33340c"
 FORGED: list[Any] = [
     b"", b"x", b"\xff" * 30, b"\xc1", None, 0, 1.5, True, "x", [], {}, [1, 2], [None, None],
     {"seq": 1}, {"seq": 2**31, "ascending": False}, {"seq": 2**63, "ascending": True},
