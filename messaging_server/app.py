@@ -27,15 +27,14 @@ from messaging_server.conversations.message_queries import Debounce
 from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.dashboard import routes as dashboard_routes
 from messaging_server.database import Database
+from messaging_server.edge import EXCEPTION_HANDLERS, Edge
 from messaging_server.events import Bus
 from messaging_server.health import Maintenance
 from messaging_server.health import route_handlers as health_routes
 from messaging_server.http import (
-    EXCEPTION_HANDLERS,
     PREFIX,
     PUBLIC,
     Authenticator,
-    Edge,
     Headers,
     Request,
     authorize,

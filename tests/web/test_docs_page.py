@@ -15,7 +15,7 @@ from litestar import Litestar, Router, get, post
 from litestar.datastructures import State
 from litestar.params import FromPath, JSONBody
 
-from messaging_server import errors, http
+from messaging_server import edge, errors, http
 from messaging_server.http import ADMIN_ONLY, API_KEY, PREFIX, PUBLIC, Success
 from messaging_server.web import docs
 
@@ -50,7 +50,7 @@ async def refuse(*_: object) -> Any:
     raise errors.Unauthenticated("no")
 
 
-def create_app() -> http.Edge:
+def create_app() -> edge.Edge:
     authenticator = http.Authenticator(user=refuse, api_key=refuse, visitor=refuse)
     app = Litestar(
         [
@@ -58,13 +58,13 @@ def create_app() -> http.Edge:
             *docs.route_handlers,
         ],
         guards=[http.authorize],
-        exception_handlers=http.EXCEPTION_HANDLERS,
+        exception_handlers=edge.EXCEPTION_HANDLERS,
         request_class=http.Request,
         plugins=[docs.DocsPlugin()],
         openapi_config=docs.openapi_config(),
         state=State({"authenticator": authenticator}),
     )
-    return http.Edge(app, access_log=False)
+    return edge.Edge(app, access_log=False)
 
 
 @pytest.fixture(scope="module")

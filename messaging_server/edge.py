@@ -1,0 +1,254 @@
+"""Around every request: errors as JSON, request ids, security headers, the access log, metrics."""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import litestar
+import msgspec
+from litestar.enums import MediaType, ScopeType
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Message as AsgiMessage
+from loguru import logger
+from prometheus_client import Counter, Histogram
+
+from messaging_server import errors, metrics
+from messaging_server.errors import DomainError, FieldError, ValidationFailed
+from messaging_server.http import (
+    BODY_TOO_LARGE,
+    CLIENT_GONE,
+    ErrorBody,
+    Failure,
+    Headers,
+    header,
+    query_parameters,
+    validation_failed,
+)
+from messaging_server.logs import logged_request_id
+
+LINGER_SECONDS = 2
+LINGER_BYTES = 8_388_608
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+RESOURCE_POLICY = (b"cross-origin-resource-policy", b"same-origin")
+API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+
+# --- Errors -----------------------------------------------------------------------------------
+
+
+class LastResponse(litestar.Response[bytes]):
+    """The answer to a body that is still on its way, after which the connection is closed."""
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:
+        return LingeringResponse(
+            body=self.content,
+            headers=self.headers,
+            media_type=MediaType.JSON,
+            status_code=self.status_code,
+        )
+
+
+class LingeringResponse(ASGIResponse):
+    """Goes on reading for a moment, so that the sender gets to the answer (RFC 9112, 9.6).
+
+    Closed at once, with unread data, the connection is reset, and many clients never look.
+    """
+
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await _discard(receive, LINGER_BYTES)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive, size_bytes: int) -> None:
+    while size_bytes > 0:
+        message: Any = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size_bytes -= len(message["body"])
+
+
+def failure_response(error: DomainError) -> Any:
+    body = ErrorBody(
+        code=error.code,
+        message=error.message,
+        details=error.details,
+        request_id=logged_request_id.get(),
+        missed=getattr(error, "missed", None),
+    )
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    kind: type[litestar.Response[bytes]] = litestar.Response
+    if isinstance(error, errors.TooLarge | errors.BodyRefused):
+        kind, headers["Connection"] = LastResponse, "close"
+    return kind(
+        msgspec.json.encode(Failure(error=body)),
+        status_code=error.status,
+        media_type=MediaType.JSON,
+        headers=headers,
+    )
+
+
+def handle_domain_error(_request: litestar.Request[Any, Any, Any], error: DomainError) -> Any:
+    return failure_response(error)
+
+
+def handle_bad_body(_request: litestar.Request[Any, Any, Any], error: Exception) -> Any:
+    """What decoding raises: msgspec's errors, invalid UTF-8, absurd nesting."""
+    if isinstance(error, msgspec.ValidationError):
+        return failure_response(validation_failed(error))
+    reason = {
+        UnicodeDecodeError: "The body is not valid UTF-8",
+        RecursionError: "The body is nested too deeply",
+    }.get(type(error), f"The body is not valid JSON: {error}")
+    return failure_response(ValidationFailed(reason))
+
+
+_BY_STATUS: dict[int, type[DomainError]] = {
+    error.status: error
+    for error in (
+        errors.ValidationFailed,
+        errors.Unauthenticated,
+        errors.Forbidden,
+        errors.NotFound,
+        errors.MethodNotAllowed,
+        errors.TooLarge,
+        errors.UnsupportedMediaType,
+        errors.RateLimited,
+        errors.Unavailable,
+    )
+}
+
+
+_MESSAGES = {404: "Not found", 405: "Method not allowed", 413: BODY_TOO_LARGE}
+
+
+def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPException) -> Any:
+    """Litestar's own errors in the contract's shape; their detail may hold the whole URL."""
+    if isinstance(error, ValidationException):
+        items = error.extra if isinstance(error.extra, list) else []
+        parameters = query_parameters(request.route_handler)
+        shown = {parameter.name: name for name, parameter in parameters.items()}
+        details = [_field_error(item, shown) for item in items if isinstance(item, dict)]
+        text = "; ".join(f"{item.field}: {item.message}" for item in details)
+        return failure_response(
+            ValidationFailed(text or "The request is not valid", details=details)
+        )
+    if error.detail == CLIENT_GONE:
+        return failure_response(ValidationFailed("The body ended too early"))
+    if error.status_code >= 500:
+        return handle_defect(request, error)
+    kind = _BY_STATUS.get(error.status_code, errors.ValidationFailed)
+    response = failure_response(kind(_MESSAGES.get(error.status_code, "The request is not valid")))
+    for name, value in (error.headers or {}).items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _field_error(item: Mapping[str, Any], shown: Mapping[str, str]) -> FieldError:
+    """Litestar's item; it may name the parameter as Python does."""
+    message = str(item.get("message", "is not valid"))
+    key = str(item.get("key", "request"))
+    return FieldError(shown.get(key, key), message[:1].lower() + message[1:])
+
+
+def handle_defect(request: litestar.Request[Any, Any, Any], error: Exception) -> Any:
+    """A 500; the traceback goes to the log under the request id."""
+    logger.opt(exception=error).error(
+        "Unhandled error in {} {}", request.scope["method"], request.scope.get("path_template", "")
+    )
+    return failure_response(errors.InternalError("Internal server error"))
+
+
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    DomainError: handle_domain_error,
+    msgspec.MsgspecError: handle_bad_body,
+    UnicodeDecodeError: handle_bad_body,
+    RecursionError: handle_bad_body,
+    HTTPException: handle_http_exception,
+    Exception: handle_defect,
+}
+
+
+# --- Around every request ---------------------------------------------------------------------
+
+
+class Edge:
+    """Wraps the whole application: request id, security headers, access log, metrics."""
+
+    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
+        self._app = app
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        logged_request_id.set(request_id.decode("ascii"))
+        status = 0
+
+        async def send_with_headers(message: AsgiMessage) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", request_id), *SECURITY_HEADERS]
+                headers += _default_policies(message["headers"])
+                message["headers"] = headers
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            seconds = time.perf_counter() - started
+            method = str(scope.get("method"))
+            route = str(scope.get("path_template") or "unknown")
+            count_request(method, route, status=status, seconds=seconds)
+            if self._access_log:
+                milliseconds = round(seconds * 1000, 2)
+                logger.bind(method=method, route=route, status=status, ms=milliseconds).debug(
+                    "request"
+                )
+
+
+def _default_policies(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The policies of an answer that does not bring its own."""
+    names = {name for name, _ in headers}
+    return [policy for policy in (API_POLICY, RESOURCE_POLICY) if policy[0] not in names]
+
+
+def _request_id(scope: Scope) -> bytes:
+    given = header(scope, b"x-request-id")
+    return given if REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+
+
+_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+
+def count_request(method: str, route: str, *, status: int, seconds: float) -> None:
+    """By route template, so that there are few; looked up here, which is quicker than by label."""
+    found = _requests.get((method, route, status))
+    if found is None:
+        found = _requests[method, route, status] = (
+            metrics.REQUESTS.labels(method, route, str(status)),
+            metrics.REQUEST_SECONDS.labels(method, route),
+        )
+    counter, histogram = found
+    counter.inc()
+    histogram.observe(seconds)
