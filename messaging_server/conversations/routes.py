@@ -7,14 +7,14 @@ from litestar import Response, get, patch, post
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from messaging_server.conversations import search, service
+from messaging_server.conversations import messages, search, service
 from messaging_server.conversations.message_queries import MessageCursor
+from messaging_server.conversations.messages import NewMessage
 from messaging_server.conversations.search import ConversationCursor, Filters, Sort
 from messaging_server.conversations.service import (
     AssignmentRequest,
     ConversationChanges,
     NewConversation,
-    NewMessage,
     ReadMark,
     ReadRequest,
 )
@@ -154,10 +154,10 @@ async def list_messages(
     position = decode_cursor(cursor, MessageCursor) if cursor else None
     if after_seq is not None:
         position = MessageCursor(after_seq, ascending=True)
-    messages, following = await service.list_messages(
+    found, following = await messages.list_messages(
         request.database, request.caller, conversation_id, limit=limit, cursor=position
     )
-    return page(messages, following)
+    return page(found, following)
 
 
 @post(
@@ -170,7 +170,7 @@ async def send_message(
     request: Request, conversation_id: FromPath[UUID], data: JSONBody[NewMessage]
 ) -> Response[Success[Message]]:
     """Send a message. 201 once it is committed; 200 when this `clientMessageId` was sent before."""
-    sent = await service.send_message(
+    sent = await messages.send_message(
         request.database,
         request.caller,
         conversation_id,

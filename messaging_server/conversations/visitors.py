@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from messaging_server.conversations import queries, visitor_queries
 from messaging_server.conversations.message_queries import Debounce, Draft
-from messaging_server.conversations.service import (
+from messaging_server.conversations.messages import (
     ClientMessageId,
     MessageWithAttachments,
     announce,

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from messaging_server.conversations import message_queries
 from messaging_server.conversations import queries as conversation_queries
 from messaging_server.conversations.message_queries import Debounce, Draft
-from messaging_server.conversations.service import (
+from messaging_server.conversations.messages import (
     MessageContent,
     announce,
     check_content,
@@ -98,7 +98,7 @@ class ApiKeyCheck:
         identity = await queries.fetch_api_key(self._database, key_hash)
         if identity is None:
             raise Unauthenticated("The API key is not valid")
-        await queries.touch_api_keys(self._database, [identity.id])
+        await queries.touch_api_key(self._database, identity.id)
         if deletions == self._deletions:  # else the row may be gone already
             if len(self._cache) >= self.CACHE_SIZE:
                 self._cache.clear()

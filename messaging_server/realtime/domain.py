@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
+from messaging_server.conversations import messages
 from messaging_server.conversations import service as conversations
 from messaging_server.conversations import visitors as visitor_conversations
 from messaging_server.conversations.service import Opened
@@ -35,7 +36,7 @@ class Domain:
     async def fetch_messages(
         self, conversation_id: UUID, *, after_seq: int, through_seq: int
     ) -> Sequence[Message]:
-        return await conversations.fetch_messages_between(
+        return await messages.fetch_messages_between(
             self._database, conversation_id, after_seq=after_seq, through_seq=through_seq
         )
 

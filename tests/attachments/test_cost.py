@@ -10,9 +10,10 @@ from uuid_utils.compat import uuid7
 
 from messaging_server.attachments import queries as attachment_queries
 from messaging_server.attachments.queries import NewAttachment, Uploader
-from messaging_server.conversations import service
+from messaging_server.conversations import messages, service
 from messaging_server.conversations.message_queries import Debounce
-from messaging_server.conversations.service import NewConversation, NewMessage
+from messaging_server.conversations.messages import NewMessage
+from messaging_server.conversations.service import NewConversation
 from messaging_server.database import Database
 from messaging_server.events import Bus
 from messaging_server.leads.service import NewLead
@@ -77,12 +78,12 @@ def test_statements(dsn: str) -> None:
 
             async def send(*attachment_ids: UUID) -> None:
                 message = NewMessage(content_text="x", attachment_ids=attachment_ids or None)
-                await service.send_message(
+                await messages.send_message(
                     database, caller, conversation.id, message, debounce=DEBOUNCE
                 )
 
             async def read() -> None:
-                await service.list_messages(
+                await messages.list_messages(
                     database, caller, conversation.id, limit=50, cursor=None
                 )
 
