@@ -69,7 +69,10 @@ AWAY = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
     asyncpg.PostgresIOError,
+    asyncpg.TransactionRollbackError,
 )
+"""The client may try again: the database is away, or chose this statement to end a deadlock."""
+
 UNSTORABLE = (
     asyncpg.CharacterNotInRepertoireError,
     asyncpg.UntranslatableCharacterError,

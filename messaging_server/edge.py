@@ -164,6 +164,8 @@ def _field_error(item: Mapping[str, Any], shown: Mapping[str, str]) -> FieldErro
     """Litestar's item; it may name the parameter as Python does."""
     message = str(item.get("message", "is not valid"))
     key = str(item.get("key", "request"))
+    if key == "data":  # of a body only its absence comes to here
+        return FieldError("body", "is required")
     return FieldError(shown.get(key, key), message[:1].lower() + message[1:])
 
 

@@ -188,9 +188,9 @@ async def fetch_of_messages(
 # --- Removal ----------------------------------------------------------------------------------
 
 
-async def delete_unused(database: Database, *, older_than: timedelta, limit: int) -> int:
-    """Uploads that nobody sent; how many. Their objects are due for removal."""
-    tag = await database.execute(
+async def delete_unused(database: Database, *, older_than: timedelta, limit: int) -> None:
+    """Uploads that nobody sent, a part of them at a time; their objects are due for removal."""
+    await database.execute(
         """
         delete from attachments where id in (
             select id from attachments
@@ -203,7 +203,6 @@ async def delete_unused(database: Database, *, older_than: timedelta, limit: int
         older_than,
         limit,
     )
-    return int(tag.rpartition(" ")[2])
 
 
 async def insert_removals(

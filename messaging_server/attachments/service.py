@@ -71,7 +71,7 @@ class Uploads:
     """What uploading needs: the store, a folder for what is on its way, threads and turns."""
 
     def __init__(self, config: StorageConfig, database: Database, *, data_dir: Path) -> None:
-        self._max_bytes = config.max_bytes
+        self.max_bytes = config.max_bytes
         self._database = database
         self._drafts = data_dir / "uploads"
         self.storage = Storage(config, data_dir / "attachments")
@@ -81,10 +81,6 @@ class Uploads:
         self._by_leads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._by_network: Counter[str] = Counter()
         self._storing = asyncio.Semaphore(STORED_AT_ONCE)
-
-    @property
-    def max_bytes(self) -> int:
-        return self._max_bytes
 
     def close(self) -> None:
         self._images.close()
@@ -137,7 +133,7 @@ class Uploads:
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
                 return await receive_file(
-                    body, boundary=boundary, max_bytes=self._max_bytes, write=write
+                    body, boundary=boundary, max_bytes=self.max_bytes, write=write
                 )
         except TimeoutError:
             raise BodyRefused("The body did not arrive in time") from None

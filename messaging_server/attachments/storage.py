@@ -72,7 +72,7 @@ class Storage:
             if self._folder is not None:
                 await asyncio.to_thread(_sync, self._folder / key)
 
-    async def read(self, key: str, span: tuple[int, int] | None) -> "Stored":
+    async def read(self, key: str, span: tuple[int, int] | None) -> Stored:
         """All of it, or the bytes from the first number to before the second.
 
         Raises `NotFound` at once; a store that fails later ends the parts too early.

@@ -259,15 +259,21 @@ async def delete_expired_visitors(database: Database) -> None:
     await database.execute(
         """
         with expired as (
-            delete from visitors
-            where id in (
-                select id from visitors where expires_at <= now() limit 2000 for update skip locked
-            )
-            returning lead_id
+            select v.id, l.id as lead_id
+            from visitors v join leads l on l.id = v.lead_id
+            where v.expires_at <= now()
+            limit 2000
+            for update of l skip locked
+        ),
+        forgotten as (
+            delete from visitors v
+            using expired e
+            where v.id = e.id and v.expires_at <= now()
+            returning v.lead_id
         )
         delete from leads l
-        using expired e
-        where l.id = e.lead_id and l.identity is null
+        using forgotten f
+        where l.id = f.lead_id and l.identity is null
             and not exists (select 1 from conversations c where c.lead_id = l.id)
         """
     )

@@ -251,8 +251,8 @@ async def fetch_api_key(database: Database, key_hash: bytes) -> KeyIdentity | No
     return KeyIdentity(rows[0]["id"], rows[0]["inbox_id"]) if rows else None
 
 
-async def touch_api_keys(database: Database, key_ids: list[UUID]) -> None:
-    await database.execute("update api_keys set last_used_at = now() where id = any($1)", key_ids)
+async def touch_api_key(database: Database, key_id: UUID) -> None:
+    await database.execute("update api_keys set last_used_at = now() where id = $1", key_id)
 
 
 async def delete_api_key(database: Database, key_id: UUID) -> bool:

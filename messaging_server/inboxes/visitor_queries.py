@@ -80,7 +80,7 @@ async def lock_anonymous_lead(database: Database, inbox_id: UUID, token_hash: by
         from visitors v join leads l on l.id = v.lead_id
         where v.token_hash = $1 and v.inbox_id = $2 and v.expires_at > now()
             and l.identity is null
-        for update of v, l
+        for update of l -- the lead first, as everybody does: else two would wait for each other
         """,
         token_hash,
         inbox_id,

@@ -68,6 +68,13 @@ PLACES_FOR_SURE = 2
 """Calls under way: of one webhook, and of one when all together are at the total already, so
 that nobody waits for receivers that hang."""
 
+OUTCOMES = {
+    WebhookDeliveryStatus.SUCCEEDED: "succeeded",
+    WebhookDeliveryStatus.PENDING: "failed",
+    WebhookDeliveryStatus.FAILED: "gave_up",
+}
+"""What metrics call an attempt, by what its delivery is after it."""
+
 WAKING_EVENTS: tuple[type[Event], ...] = (
     MessageCreated,
     MessageStatusChanged,
@@ -287,14 +294,11 @@ class Webhooks:
 
     def _result(self, ended: Ended) -> Result:
         claim, attempt = ended.claim, ended.attempt
-        status, delay = WebhookDeliveryStatus.SUCCEEDED, 0.0
-        if attempt.error is not None:
-            status = WebhookDeliveryStatus.FAILED
-            if claim.attempt <= len(self._retry_seconds):
-                status = WebhookDeliveryStatus.PENDING
-                delay = self._retry_seconds[claim.attempt - 1]
-                delay *= random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # no secret
-                delay = max(delay, attempt.retry_after_seconds or 0.0)
+        status, delay = self._status_after(ended), 0.0
+        if status is WebhookDeliveryStatus.PENDING:
+            delay = self._retry_seconds[claim.attempt - 1]
+            delay *= random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # no secret
+            delay = max(delay, attempt.retry_after_seconds or 0.0)
         return Result(
             claim=claim,
             status=status,
@@ -303,21 +307,29 @@ class Webhooks:
             error=attempt.error,
         )
 
+    def _status_after(self, ended: Ended) -> WebhookDeliveryStatus:
+        """Of the delivery, after this attempt."""
+        if ended.attempt.error is None:
+            return WebhookDeliveryStatus.SUCCEEDED
+        if ended.claim.attempt <= len(self._retry_seconds):
+            return WebhookDeliveryStatus.PENDING
+        return WebhookDeliveryStatus.FAILED
+
     def _count(self, ended: Sequence[Ended]) -> None:
         for each in ended:
-            outcome = "succeeded"
-            if each.attempt.error is not None:
-                last = each.claim.attempt > len(self._retry_seconds)
-                outcome = "gave_up" if last else "failed"
-            metrics.WEBHOOK_ATTEMPTS.labels(outcome).inc()
+            metrics.WEBHOOK_ATTEMPTS.labels(OUTCOMES[self._status_after(each)]).inc()
             metrics.WEBHOOK_SECONDS.observe(each.attempt.seconds)
 
     # --- Keeping house ------------------------------------------------------------------------
 
     async def _measure(self) -> None:
         while True:
-            with suppress(Unavailable):
+            try:
                 metrics.WEBHOOK_PENDING.set(await queries.count_pending(self._database))
+            except Unavailable:
+                pass  # the next round tries again
+            except Exception:  # noqa: BLE001  # one bad round must not end the clock
+                logger.exception("Counting webhook deliveries failed")
             await asyncio.sleep(MEASURE_SECONDS)
 
     async def _prune(self) -> None:

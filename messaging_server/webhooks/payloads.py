@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Struct
 
 from messaging_server.models import (
-    AiView,
     AssignedAgent,
     Lead,
     Message,
@@ -27,6 +26,17 @@ LARGEST_BODY_BYTES = 20_000
 CUT_LENGTHS = (8_000, 4_000, 2_000, 1_000, 500, 200, 100, 50)
 CUT_LIST_LENGTH = 20
 NEVER_CUT = frozenset({"mediaUrl", "thumbnailUrl", "url"})
+
+
+class ToldAiView(Model, frozen=True):
+    """An `AiView`, with words as they are stored."""
+
+    summary: str
+    priority: str
+    tags: Sequence[str]
+    updated_at: Timestamp
+    analyzed_through_seq: int
+    provider: str
 
 
 class ToldConversation(Model, frozen=True):
@@ -43,7 +53,7 @@ class ToldConversation(Model, frozen=True):
     tags: Sequence[str]
     tags_source: str
     summary: str | None
-    ai: AiView | None
+    ai: ToldAiView | None
     assigned_agent: AssignedAgent | None
     waiting_since: Timestamp | None
     snoozed_until: Timestamp | None

@@ -23,8 +23,6 @@ COLUMNS = """
     w.failing_since, w.created_at, w.updated_at
 """
 
-OF_WEBHOOK = "d.webhook_id = $1 and exists (select from webhooks w where w.id = $1)"
-
 
 class WebhookCursor(Struct, frozen=True):
     created_at: datetime
@@ -201,11 +199,11 @@ async def list_deliveries(
 ) -> tuple[list[WebhookDelivery], DeliveryCursor | None]:
     """Newest first."""
     rows = await database.fetch(
-        f"""
+        """
         select d.id, d.position, d.event, d.status, d.attempts, d.due_at, d.response_status,
             d.error, d.created_at, d.finished_at
         from webhook_deliveries d
-        where {OF_WEBHOOK}
+        where d.webhook_id = $1
             and ($2::text is null or d.status = $2)
             and ($3::timestamptz is null or (d.created_at, d.position) < ($3, $4::bigint))
         order by d.created_at desc, d.position desc

@@ -19,15 +19,13 @@ from messaging_server.database import Database
 from messaging_server.leads.queries import COLUMNS as LEAD_COLUMNS
 from messaging_server.leads.queries import to_lead
 from messaging_server.models import (
-    AiView,
     AssignedAgent,
     Lead,
-    Priority,
     WebhookDeliveryStatus,
     WebhookEvent,
     timestamp,
 )
-from messaging_server.webhooks.payloads import OutboxEntry, Sources, ToldConversation
+from messaging_server.webhooks.payloads import OutboxEntry, Sources, ToldAiView, ToldConversation
 from messaging_server.webhooks.queries import secrets_of
 
 OUTBOX_LOCK = 7_002
@@ -197,12 +195,12 @@ def _to_conversation(row: Mapping[str, Any]) -> ToldConversation:
     )
 
 
-def _ai_view(row: Mapping[str, Any]) -> AiView | None:
+def _ai_view(row: Mapping[str, Any]) -> ToldAiView | None:
     if row["ai_updated_at"] is None:
         return None
-    return AiView(
+    return ToldAiView(
         summary=row["ai_summary"],
-        priority=Priority(row["ai_priority"]),
+        priority=row["ai_priority"],
         tags=row["ai_tags"],
         updated_at=timestamp(row["ai_updated_at"]),
         analyzed_through_seq=row["analyzed_seq"],

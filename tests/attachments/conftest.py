@@ -10,6 +10,10 @@ from typing import Any
 import asyncpg
 import pytest
 
+from messaging_server.attachments.service import Uploads
+from messaging_server.config import StorageConfig
+from messaging_server.database import Database
+from messaging_server.events import Bus
 from messaging_server.postgres import EmbeddedPostgres
 from tests.client import Api, LiveServer
 from tests.conftest import fresh_database, live_server
@@ -73,3 +77,20 @@ def execute(package_dsn: str) -> Execute:
         return asyncio.run(fetch())
 
     return run
+
+
+@pytest.fixture
+def remove_unused(package_dsn: str, data_dir: Path) -> Callable[[], None]:
+    """Do now what the server does every few seconds."""
+
+    async def remove() -> None:
+        database = Database(package_dsn, pool_size=2, bus=Bus())
+        await database.start()
+        uploads = Uploads(StorageConfig(), database, data_dir=data_dir)
+        try:
+            await uploads.remove_unused()
+        finally:
+            uploads.close()
+            await database.stop()
+
+    return lambda: asyncio.run(remove())

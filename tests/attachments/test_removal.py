@@ -60,7 +60,11 @@ def test_a_removed_upload_cannot_be_sent(api: Api, execute: Execute) -> None:
 
 
 def test_erasing_a_lead_erases_the_objects(
-    api: Api, execute: Execute, data_dir: Path, waiting: Callable[[], int]
+    api: Api,
+    execute: Execute,
+    data_dir: Path,
+    waiting: Callable[[], int],
+    remove_unused: Callable[[], None],
 ) -> None:
     conversation, other = api.new_conversation(), api.new_conversation()
     sent, kept = api.upload(image("JPEG"), "a.jpg"), api.upload()
@@ -70,19 +74,25 @@ def test_erasing_a_lead_erases_the_objects(
     assert execute("select 1 from attachments where id = $1", sent["id"]) == []
     assert httpx.get(sent["url"]).status_code == 404
     api.get(f"/attachments/{sent['id']}", expect=404)
+    remove_unused()
     wait_until(lambda: not objects_of(data_dir, sent), REMOVAL_SECONDS)
     assert httpx.get(kept["url"]).content == b"hello"
     wait_until(lambda: waiting() == 0)
 
 
 def test_a_lost_object_is_a_404_and_its_removal_succeeds(
-    api: Api, execute: Execute, data_dir: Path, waiting: Callable[[], int]
+    api: Api,
+    execute: Execute,
+    data_dir: Path,
+    waiting: Callable[[], int],
+    remove_unused: Callable[[], None],
 ) -> None:
     attachment = api.upload()
     for path in objects_of(data_dir, attachment):
         path.unlink()
     assert httpx.get(attachment["url"]).status_code == 404
     make_old(execute, attachment, 25)
+    remove_unused()
     wait_until(
         lambda: not execute("select 1 from attachments where id = $1", attachment["id"]),
         REMOVAL_SECONDS,
@@ -91,7 +101,7 @@ def test_a_lost_object_is_a_404_and_its_removal_succeeds(
 
 
 def test_what_a_crash_left_in_the_store_is_removed(
-    api: Api, execute: Execute, data_dir: Path
+    api: Api, execute: Execute, data_dir: Path, remove_unused: Callable[[], None]
 ) -> None:
     """An object without a row: stored, and then the server was killed."""
     api.upload()
@@ -99,6 +109,7 @@ def test_what_a_crash_left_in_the_store_is_removed(
     orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(b"x")
     execute("insert into attachment_removals (storage_key) values ('ff/orphan')")
+    remove_unused()
     wait_until(lambda: not orphan.exists(), REMOVAL_SECONDS)
 
 

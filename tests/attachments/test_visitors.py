@@ -1,6 +1,6 @@
 """Visitors send files, too, and get those of the agents; nobody else's, and none of the notes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,7 +131,7 @@ def test_merged_into_a_known_lead_the_files_stay(site: Site) -> None:
 
 
 def test_erasing_the_lead_erases_what_it_uploaded(
-    api: Api, site: Site, execute: Execute, data_dir: Path
+    api: Api, site: Site, execute: Execute, data_dir: Path, remove_unused: Callable[[], None]
 ) -> None:
     page = site.visitor()
     sent, unsent = upload(page), upload(page)
@@ -141,6 +141,7 @@ def test_erasing_the_lead_erases_what_it_uploaded(
     assert execute("select 1 from attachments where id = any($1::uuid[])", ids) == []
     response = page.http.post("/attachments", files=A_TEXT)
     assert response.status_code == 401
+    remove_unused()
     wait_until(lambda: not any(list(data_dir.rglob(f"{each}*")) for each in ids), 25)
 
 

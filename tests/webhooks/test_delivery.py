@@ -99,6 +99,32 @@ def test_after_the_last_attempt_the_next_one_has_its_turn(dsn: str, receiver: Re
     asyncio.run(scenario())
 
 
+def test_a_wrong_word_by_sql_holds_nobody_up(dsn: str, receiver: Receiver) -> None:
+    async def scenario() -> None:
+        async with running(dsn) as world:
+            webhook_id = await world.hook(
+                receiver.url, events=["conversation.ai_updated", "message.created"]
+            )
+            conversation_ids = await world.conversations(2)
+            await world.database.execute(
+                """
+                update conversations
+                set status = 'LOST', priority = 'URGENT', ai_priority = 'URGENT', ai_summary = 'x',
+                    ai_tags = '{}', ai_provider = 'x', ai_updated_at = now()
+                where id = $1
+                """,
+                conversation_ids[0],
+            )
+            await world.say(conversation_ids[1], "hello")
+            await world.until_done(webhook_id, 2)
+        told = {each.type: each for each in receiver.requests}
+        conversation = told["conversation.ai_updated"].json["data"]["conversation"]
+        assert (conversation["status"], conversation["ai"]["priority"]) == ("LOST", "URGENT")
+        assert told["message.created"].text == "hello"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("loops", [1, 2])
 def test_order_within_a_conversation(dsn: str, receiver: Receiver, seed: int, loops: int) -> None:
