@@ -25,9 +25,6 @@ from messaging_server.models import (
     timestamp,
 )
 
-CLIENT_ID_INDEX = "messages_client_message_id"
-EXTERNAL_ID_INDEX = "messages_external_id"
-
 _EVERY_MESSAGE = """
     last_seq = c.last_seq + 1,
     last_activity_at = greatest(now(), c.last_activity_at),

@@ -315,9 +315,9 @@ async def update_delivery_through(
         ),
         behind as (
             select m.id
-            from c, known, messages m
-            where m.conversation_id = c.id and m.seq > known.seq and m.public_seq <= $3
-                and m.sender_type = 'AGENT' and not m.private and m.delivery < $4
+            from messages m
+            where m.conversation_id = (select id from c) and m.seq > (select seq from known)
+                and m.public_seq <= $3 and m.sender_type = 'AGENT' and not m.private and m.delivery < $4
             order by m.seq
             for no key update of m
         ),

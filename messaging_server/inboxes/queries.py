@@ -155,14 +155,8 @@ async def lock_inbox(database: Database, inbox_id: UUID) -> bool:
 
 
 async def delete_inbox(database: Database, inbox_id: UUID) -> None:
-    """With its API keys; visitors run out, leads and conversations stay as they are."""
-    await database.execute(
-        """
-        with ended as (update visitors set expires_at = now() where inbox_id = $1)
-        delete from inboxes where id = $1
-        """,
-        inbox_id,
-    )
+    """With its API keys; leads and conversations stay as they are, visitors run out."""
+    await database.execute("delete from inboxes where id = $1", inbox_id)
 
 
 async def fetch_lead_ids(database: Database, inbox_id: UUID) -> frozenset[UUID]:

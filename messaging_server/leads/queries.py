@@ -261,8 +261,13 @@ async def find_or_insert_lead(
         # What an agent changed or a visitor claims must not draw other people's messages there.
         same = "lower(email) = lower($1)" if email else "phone = $1"
         same += " and contact_verified and not contact_changed_by_agent"
+    # In two steps: the planner would rather go through all leads in the order of their creation.
     found: UUID | None = await database.fetch_value(
-        f"select id from leads where {same} order by created_at, id limit 1", *arguments
+        f"""
+        with same as materialized (select id, created_at from leads where {same})
+        select id from same order by created_at, id limit 1
+        """,
+        *arguments,
     )
     if found is not None:
         return found

@@ -33,7 +33,7 @@ async def register(request: Request, data: JSONBody[Registration]) -> Success[Us
     """Register a user. The first one becomes ADMIN; later it needs an ADMIN's token."""
     state = request.app.state
     state.limiter.check(
-        state.config.limits.logins_per_minute_per_address, "register", request.address
+        state.config.limits.logins_per_minute_per_address, "register", request.network
     )
     caller = None
     if "authorization" in request.headers:
@@ -53,9 +53,9 @@ async def log_in(request: Request, data: JSONBody[Credentials]) -> Success[Login
     """Exchange e-mail and password for a token."""
     state = request.app.state
     limits = state.config.limits
-    state.limiter.check(limits.logins_per_minute_per_address, "login", request.address)
+    state.limiter.check(limits.logins_per_minute_per_address, "login", request.network)
     account = data.email.strip().lower()
-    state.limiter.check(limits.logins_per_minute_per_account, "account", account, request.address)
+    state.limiter.check(limits.logins_per_minute_per_account, "account", account, request.network)
     state.limiter.check(limits.logins_per_minute_per_account * 10, "account", account)
     return Success(data=await service.log_in(request.database, state.passwords, state.tokens, data))
 

@@ -640,3 +640,9 @@ def test_a_body_that_never_comes(server: LiveServer, api: Api) -> None:
         connection.sendall(HEAD + b'Content-Length: 100\r\n\r\n{"email":')
     api.get("/auth/me", expect=200)
     server.assert_no_defects()
+
+
+def test_no_body_at_all(api: Api) -> None:
+    for path in ("/auth/login", "/leads", "/conversations", "/webhooks"):
+        failure = assert_failure(api.http.post(path), 400)
+        assert failure["details"] == [{"field": "body", "message": "is required"}]

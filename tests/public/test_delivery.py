@@ -1,6 +1,7 @@
 """How far agents' messages got: what visitors mark, and agents see."""
 
 from typing import Any
+from uuid import UUID
 
 from tests.client import Api, together
 from tests.public.site import Site, sql
@@ -115,3 +116,22 @@ def test_marks_at_the_same_moment(api: Api, site: Site) -> None:
     calls += [lambda n=n: visitor.send(f"meanwhile {n}") for n in range(5)]
     together(calls[::-1])
     assert statuses(api, conversation_id)[1:21] == ["read"] * 20
+
+
+def test_a_long_log_is_marked_whole(public_dsn: str, site: Site) -> None:
+    visitor = site.visitor()
+    conversation_id = visitor.send()["conversationId"]
+    fill = """
+        with added as (
+            insert into messages (
+                conversation_id, seq, public_seq, sender_type, content_text, lead_message_count
+            )
+            select $1, n, n, 'AGENT', 'x', 1 from generate_series(2, 3000) n
+            returning 1
+        )
+        update conversations set last_seq = 3000, public_count = 3000 where id = $1
+    """
+    sql(public_dsn, fill, UUID(conversation_id))
+    visitor.post("/seen", {"seq": 3000}, expect=200)
+    read = "select count(*) as n from messages where conversation_id = $1 and delivery = 3"
+    assert sql(public_dsn, read, UUID(conversation_id))[0]["n"] == 2999

@@ -3,9 +3,11 @@
 import asyncio
 import time
 import warnings
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from jwt.warnings import InsecureKeyLengthWarning
 
@@ -99,11 +101,11 @@ def test_forgotten_visitors(api: Api, public_dsn: str, site: Site) -> None:
     conversation_id = writer.send()["conversationId"]
     site.open(identityToken=site.identity(subject()), visitorToken=known.visitor_token)
     past = "update visitors set expires_at = now() where lead_id = any($1)"
-    sql(public_dsn, past, [page.lead_id for page in (silent, writer, known)])
     closed = Site(api)
     homeless = closed.visitor()
     api.delete(f"/inboxes/{closed.id}")
     closed.close()
+    sql(public_dsn, past, [page.lead_id for page in (silent, writer, known, homeless)])
 
     async def forget() -> None:
         database = Database(public_dsn, pool_size=2, bus=Bus())
@@ -469,3 +471,25 @@ def test_nothing_is_lost_when_a_visitor_writes_while_being_identified(api: Api, 
         assert newest["lead"]["id"] == known.lead_id
         if accepted:
             assert len(log) == accepted
+
+
+def test_first_messages_while_the_visitor_logs_in(site: Site) -> None:
+    """Whoever is first, nobody waits for ever, and what was stored is in one conversation."""
+
+    def write(visitor: PublicApi, number: int) -> httpx.Response:
+        body = {"contentText": "hello", "clientMessageId": str(number)}
+        return visitor.http.post("/messages", json=body)
+
+    for _ in range(6):
+        visitor = site.visitor()
+        token = site.identity(subject())
+        known = {"identityToken": token, "visitorToken": visitor.visitor_token}
+        writing = [partial(write, visitor, number) for number in range(4)]
+        log_in = partial(site.page().http.post, site.path, json=known)
+        *sent, logged_in = together([*writing, log_in])
+        assert logged_in.status_code == 201, logged_in.text
+        assert {answer.status_code for answer in sent} <= {201, 401}
+        stored = [answer.json()["data"] for answer in sent if answer.status_code == 201]
+        assert len({message["conversationId"] for message in stored}) <= 1
+        now = site.visitor(identityToken=token)
+        assert {each["id"] for each in now.messages()} == {each["id"] for each in stored}
