@@ -74,16 +74,16 @@ def create_app(config: Config) -> Litestar:
     suggestions = Suggestions(config.ai, database, bus)
     visitor_tokens = VisitorTokens(database, config.auth.secret, bus)
     origins = Origins(database)
+    limiter = Limiter(enabled=config.limits.enabled)
     realtime = Realtime(
         config,
         bus,
         Domain(database, user_tokens),
-        VisitorDomain(database, visitor_tokens, origins),
+        VisitorDomain(database, visitor_tokens, origins, limiter, config.limits),
     )
     uploads = Uploads(config.storage, database, data_dir=Path(config.server.data_dir))
     maintenance = Maintenance(database, uploads)
     webhooks = Webhooks(config.webhooks, database, bus)
-    limiter = Limiter(enabled=config.limits.enabled)
 
     async def caller_of(token: str) -> Caller:
         return (await user_tokens.authenticate(token)).caller

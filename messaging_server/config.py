@@ -63,8 +63,10 @@ class LimitsConfig(Section, frozen=True):
     messages_per_minute_per_visitor: PositiveInt = 30
     messages_per_minute_per_address: PositiveInt = 120
     calls_per_minute_per_visitor: PositiveInt = 240
+    visitor_commands_per_minute_per_address: PositiveInt = 1_200
     uploads_per_minute_per_user: PositiveInt = 120
     uploads_per_minute_per_visitor: PositiveInt = 20
+    upload_megabytes_per_hour_per_address: PositiveInt = 200
 
 
 class StorageConfig(Section, frozen=True):
@@ -72,10 +74,15 @@ class StorageConfig(Section, frozen=True):
 
     url: str = ""
     max_bytes: PositiveInt = 26_214_400
+    reserve_megabytes: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 512
     endpoint: str = ""
     region: str = ""
     access_key_id: str = ""
     secret_access_key: str = ""
+
+    @property
+    def reserve_bytes(self) -> int:
+        return self.reserve_megabytes * 1_000_000
 
 
 class RealtimeConfig(Section, frozen=True):

@@ -93,6 +93,8 @@ def failure_response(error: DomainError) -> Any:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size_bytes}"
     kind: type[litestar.Response[bytes]] = litestar.Response
     if isinstance(error, errors.TooLarge | errors.BodyRefused):
         kind, headers["Connection"] = LastResponse, "close"
@@ -138,6 +140,9 @@ _BY_STATUS: dict[int, type[DomainError]] = {
 _MESSAGES = {404: "Not found", 405: "Method not allowed", 413: BODY_TOO_LARGE}
 
 
+_MISSING = re.compile(r"Missing required \w+ parameter '([^']+)' for path ")
+
+
 def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPException) -> Any:
     """Litestar's own errors in the contract's shape; their detail may hold the whole URL."""
     if isinstance(error, ValidationException):
@@ -145,6 +150,8 @@ def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPE
         parameters = query_parameters(request.route_handler)
         shown = {parameter.name: name for name, parameter in parameters.items()}
         details = [_field_error(item, shown) for item in items if isinstance(item, dict)]
+        if match := _MISSING.match(error.detail):
+            details.append(FieldError(match[1], "is required"))
         text = "; ".join(f"{item.field}: {item.message}" for item in details)
         return failure_response(
             ValidationFailed(text or "The request is not valid", details=details)

@@ -116,6 +116,17 @@ class UnsupportedMediaType(DomainError):
     status = 415
 
 
+class RangeNotSatisfiable(DomainError):
+    """The range that was asked for has nothing of a file of `size_bytes`."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"The file has {size_bytes} bytes")
+        self.size_bytes = size_bytes
+
+
 class RateLimited(DomainError):
     """Too many requests; carries `retry_after_seconds`."""
 

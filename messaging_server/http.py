@@ -132,14 +132,7 @@ class Request(litestar.Request[Caller, str, AppState]):
 
     @property
     def network(self) -> str:
-        """The address, or of IPv6 the /64 of which one subscriber has all addresses."""
-        try:
-            address = ipaddress.ip_address(self.address)
-        except ValueError:
-            return self.address
-        if address.version == 4:
-            return self.address
-        return str(address.ipv4_mapped or ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))
+        return network_of(self.address)
 
     async def json(self) -> Any:
         media_type = header(self.scope, b"content-type").partition(b";")[0].strip().lower()
@@ -194,6 +187,17 @@ class Request(litestar.Request[Caller, str, AppState]):
                 raise errors.TooLarge(BODY_TOO_LARGE)
             if not message.get("more_body", False):
                 return body
+
+
+def network_of(address: str) -> str:
+    """The address, or of IPv6 the /64 of which one subscriber has all addresses."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed.packed[:8] + bytes(8), 64)))
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -259,9 +263,12 @@ async def authorize_visitor(connection: ASGIConnection[Any, Any, Any, Any]) -> N
     visitor = connection.scope["auth"] = await state.authenticator.visitor(
         bearer(connection), connection.scope["headers"]
     )
-    state.limiter.check(
-        state.config.limits.calls_per_minute_per_visitor, "visitor", str(visitor.lead_id)
-    )
+    state.limiter.check(state.config.limits.calls_per_minute_per_visitor, *visitor_key(visitor))
+
+
+def visitor_key(visitor: Visitor) -> tuple[str, str]:
+    """What the calls and the socket's commands of one visitor are counted by."""
+    return "visitor", str(visitor.lead_id)
 
 
 def bearer(connection: ASGIConnection[Any, Any, Any, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Rate limits in fixed windows of a minute, by the `limits` library.
+"""Rate limits in fixed windows of a minute or an hour, by the `limits` library.
 
 Its own in-memory storage starts a thread every few hits to forget old windows (35 µs a hit when
 the server is idle in between); `WindowStorage` forgets them in passing.
@@ -6,7 +6,7 @@ the server is idle in between); `WindowStorage` forgets them in passing.
 
 import time
 
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 
@@ -74,8 +74,14 @@ class Limiter:
         item = self._items.get(per_minute)
         if item is None:
             item = self._items[per_minute] = RateLimitItemPerMinute(per_minute)
-        if not self._strategy.hit(item, *key):
+        self._count(item, key, 1, "Too many requests")
+
+    def check_bytes(self, per_hour: int, size_bytes: int, *key: str) -> None:
+        """Counts bytes as they come."""
+        if self._enabled:
+            self._count(RateLimitItemPerHour(per_hour), key, size_bytes, "Too much in this hour")
+
+    def _count(self, item: RateLimitItem, key: tuple[str, ...], amount: int, refusal: str) -> None:
+        if not self._strategy.hit(item, *key, cost=amount):
             reset_at = self._strategy.get_window_stats(item, *key).reset_time
-            raise RateLimited(
-                "Too many requests", retry_after_seconds=max(1.0, reset_at - time.time())
-            )
+            raise RateLimited(refusal, retry_after_seconds=max(1.0, reset_at - time.time()))

@@ -98,6 +98,11 @@ WEBHOOK_PENDING = Gauge(
     "Deliveries to webhooks that are still to be attempted; 100,000 at most.",
     registry=REGISTRY,
 )
+WEBHOOK_DROPPED = Counter(
+    "messaging_webhook_dropped_events_total",
+    "Events that webhooks were not told of because of a defect.",
+    registry=REGISTRY,
+)
 POOL_CONNECTIONS = Gauge(
     "messaging_database_pool_connections",
     "Connections of the database pool by state: idle, used.",

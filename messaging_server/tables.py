@@ -257,6 +257,7 @@ class WebhookDeliveries(Table, tablename="webhook_deliveries"):
     webhook_id = UUID()
     event = Text()
     ordering_key = UUID()
+    private = Boolean(default=False)
     status = Text(default="PENDING")
     parked = Boolean(default=False)
     attempts = Integer(default=0)

@@ -1,29 +1,32 @@
-"""Width, height and a thumbnail of an image, within limits of pixels and time.
+"""Width, height and a thumbnail of an image, by a process that a hostile file may break.
 
-Pillow runs in one thread of its own, so at most one image is in memory at a time. What it can't
-read, or what would need too much memory, is a file like any other.
+`image_worker` is that process. What it can't read in time and in its memory is a file like any
+other.
 """
 
 import asyncio
+import contextlib
 import io
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from typing import Annotated
 
+import msgspec
 from loguru import logger
-from msgspec import Struct
-from PIL import Image, ImageOps
+from msgspec import Meta, Struct
+
+from messaging_server.attachments import image_worker
 
 MAX_IMAGE_BYTES = 33_554_432
-MAX_PIXELS = 50_000_000
-MAX_DECODED_PIXELS = 25_000_000
-THUMBNAIL_PIXELS = 480
+MAX_ANSWER_BYTES = 1_048_576
 THUMBNAIL_TYPE = "image/webp"
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF")
 SECONDS = 10.0
-ORIENTATION = 0x0112
-QUARTER_TURNS = frozenset({5, 6, 7, 8})
+WAITING_SECONDS = 10.0
+COMMAND = (sys.executable, "-P", "-m", image_worker.__name__)
+INHERITED = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; `_facts` refuses before it decodes
+Pixels = Annotated[int, Meta(ge=1, le=image_worker.MAX_PIXELS)]
 
 
 class ImageFacts(Struct, frozen=True):
@@ -35,57 +38,70 @@ class ImageFacts(Struct, frozen=True):
 
 
 class Images:
-    """The thread that reads images."""
+    """Reads one image at a time."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._turn = asyncio.Lock()
 
-    def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def look_at(self, content: Callable[[], Awaitable[bytes]]) -> ImageFacts | None:
+    async def look_at(self, file: io.FileIO) -> ImageFacts | None:
         """None for what is no image, is broken, has too many pixels, or takes too long.
 
-        `content` is asked for when it is this image's turn.
+        So it is for one that would have to wait too long for its turn.
         """
-        loop = asyncio.get_running_loop()
-        async with self._turn:
-            reading = loop.run_in_executor(self._executor, _read, await content())
-            try:
-                return await asyncio.wait_for(reading, SECONDS)
-            except TimeoutError:
-                logger.warning("An image took longer than {} s to read", SECONDS)
-                return None
+        try:
+            async with asyncio.timeout(WAITING_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            logger.warning("An image has no thumbnail: others took too long before it")
+            return None
+        try:
+            return _facts(await _ask(file))
+        finally:
+            self._turn.release()
 
 
-def _read(content: bytes) -> ImageFacts | None:
+async def _ask(file: io.FileIO) -> bytes:
+    """The worker's answer; it does not outlive this call, however that ends."""
+    file.seek(0)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _facts(image)
-    except Exception as error:  # noqa: BLE001  # decoders raise anything for hostile content
-        logger.debug("An image can't be read: {}", repr(error))
-        return None
+        worker = await asyncio.create_subprocess_exec(
+            *COMMAND, stdin=file, stdout=PIPE, stderr=DEVNULL, env=_environment()
+        )
+    except OSError as error:
+        logger.warning("Images can't be read: {}", error)
+        return b""
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await _read_answer(worker)
+    except TimeoutError:
+        logger.warning("An image took longer than {} s to read", SECONDS)
+        return b""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            worker.kill()
+        await worker.wait()
 
 
-def _facts(image: Image.Image) -> ImageFacts | None:
-    """JPEGs are decoded at a fraction of their size, all others as a whole."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
+def _environment() -> dict[str, str]:
+    """The modules of this process, and none of its secrets."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    path = os.pathsep.join(filter(None, sys.path))
+    return {**inherited, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"}
+
+
+async def _read_answer(worker: Process) -> bytes:
+    assert worker.stdout is not None
+    try:
+        await worker.stdout.readexactly(MAX_ANSWER_BYTES)
+    except asyncio.IncompleteReadError as ended:
+        return ended.partial
+    return b""
+
+
+def _facts(answer: bytes) -> ImageFacts | None:
+    size, _, thumbnail = answer.partition(b"\n")
+    try:
+        width, height = msgspec.json.decode(size, type=tuple[Pixels, Pixels])
+    except msgspec.MsgspecError:
         return None
-    image.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
-    if image.width * image.height > MAX_DECODED_PIXELS:
-        return None
-    image.load()
-    orientation = image.getexif().get(ORIENTATION)
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    small = image if image.mode == mode else image.convert(mode)
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    upright = ImageOps.exif_transpose(small)
-    bare = Image.new(mode, upright.size)
-    bare.paste(upright)
-    output = io.BytesIO()
-    bare.save(output, "WEBP", quality=80)
-    if orientation in QUARTER_TURNS:
-        width, height = height, width
-    return ImageFacts(width, height, output.getvalue())
+    return ImageFacts(width, height, thumbnail) if thumbnail else None

@@ -1,7 +1,8 @@
 """`/attachments`: files in, by form; files out, by signed address."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 from litestar import get, post
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Reference, RequestBody, Schema
-from litestar.openapi.spec.enums import OpenAPIType
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 from multipart import parse_options_header
@@ -19,7 +20,12 @@ from messaging_server.attachments.content_types import INLINE
 from messaging_server.attachments.form import FIELD, FORM_BYTES
 from messaging_server.attachments.queries import Uploader
 from messaging_server.attachments.service import Download, Uploads
-from messaging_server.errors import TooLarge, UnsupportedMediaType, ValidationFailed
+from messaging_server.errors import (
+    RangeNotSatisfiable,
+    TooLarge,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
 from messaging_server.http import PUBLIC, VISITOR, Failure, Request, Success, header
 from messaging_server.models import Attachment
 
@@ -39,7 +45,7 @@ _ASCII_NAME = re.compile(r"[^\w!#$&+.^`|~ ()-]", re.ASCII)
 
 def _form() -> RequestBody:
     properties: dict[str, Reference | Schema] = {
-        FIELD: Schema(type=OpenAPIType.STRING, content_media_type="application/octet-stream")
+        FIELD: Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
     }
     schema = Schema(type=OpenAPIType.OBJECT, properties=properties, required=[FIELD])
     return RequestBody(
@@ -53,7 +59,8 @@ def _form() -> RequestBody:
 class UploadOperation(Operation):
     """Litestar does not read this body, so it can't describe it."""
 
-    request_body: RequestBody | None = field(default_factory=_form)
+    def __post_init__(self) -> None:
+        self.request_body = _form()
 
 
 def _failure(code: str, description: str) -> ResponseSpec:
@@ -73,6 +80,7 @@ CONTENT_RESPONSES = {
     206: CONTENT,
     403: _failure("forbidden", "The address is not one of ours, or has expired."),
     404: _failure("not_found", "The attachment was erased."),
+    416: _failure("range_not_satisfiable", "The range begins after the end of the file."),
 }
 
 
@@ -85,7 +93,8 @@ async def upload(request: Request) -> Success[Attachment]:
     request.app.state.limiter.check(
         limits.uploads_per_minute_per_user, "uploads", str(request.caller.id)
     )
-    return Success(data=await _receive(request, Uploader(user_id=request.caller.id)))
+    uploader = Uploader(user_id=request.caller.id)
+    return Success(data=await _receive(request, request.chunks(), uploader))
 
 
 @post(
@@ -103,18 +112,26 @@ async def upload_as_visitor(request: Request) -> Success[Attachment]:
         limits.uploads_per_minute_per_visitor, "visitor uploads", str(visitor.lead_id)
     )
     uploader = Uploader(lead_id=visitor.lead_id, inbox_id=visitor.inbox_id)
-    return Success(data=await _receive(request, uploader))
+    return Success(data=await _receive(request, _counted(request), uploader))
 
 
-async def _receive(request: Request, uploader: Uploader) -> Attachment:
+async def _counted(request: Request) -> AsyncIterator[bytes]:
+    """The body, as long as its sender's network does not send too much."""
+    megabytes = request.app.state.config.limits.upload_megabytes_per_hour_per_address
+    async for chunk in request.chunks():
+        request.app.state.limiter.check_bytes(
+            megabytes * 1_000_000, len(chunk), "uploaded bytes", request.network
+        )
+        yield chunk
+
+
+async def _receive(request: Request, body: AsyncIterator[bytes], uploader: Uploader) -> Attachment:
     uploads: Uploads = request.app.state.uploads
     boundary = _boundary(request)
     announced = header(request.scope, b"content-length")
     if announced.isdigit() and int(announced) > uploads.max_bytes + FORM_BYTES:
         raise TooLarge(f"The file is larger than {uploads.max_bytes} bytes")
-    return await uploads.receive(
-        uploader, request.chunks(), boundary=boundary, network=request.network
-    )
+    return await uploads.receive(uploader, body, boundary=boundary, network=request.network)
 
 
 def _boundary(request: Request) -> str:
@@ -175,7 +192,10 @@ async def fetch_content(
 
 
 def find_span(asked: str, size_bytes: int) -> tuple[int, int] | None:
-    """The bytes of one satisfiable range (RFC 9110, 14), from and before; else None: all."""
+    """The bytes of one range (RFC 9110, 14), from and before; None, all, for anything else.
+
+    Raises `RangeNotSatisfiable` for a range that has nothing of the file.
+    """
     found = _RANGE.fullmatch(asked)
     if found is None or not any(found.groups()):
         return None
@@ -184,7 +204,11 @@ def find_span(asked: str, size_bytes: int) -> tuple[int, int] | None:
         start, end = max(0, size_bytes - int(last)), size_bytes
     else:
         start, end = int(first), min(size_bytes, int(last) + 1) if last else size_bytes
-    return (start, end) if start < end else None
+        if last and int(last) < start:
+            return None
+    if start >= end:
+        raise RangeNotSatisfiable(size_bytes)
+    return start, end
 
 
 def content_disposition(download: Download) -> str:

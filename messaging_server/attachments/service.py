@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,12 @@ from messaging_server.attachments.images import (
     Images,
 )
 from messaging_server.attachments.queries import NewAttachment, Uploader
-from messaging_server.attachments.storage import Storage, make_private_folder, storage_errors
+from messaging_server.attachments.storage import (
+    Storage,
+    make_private_folder,
+    require_room,
+    storage_errors,
+)
 from messaging_server.config import StorageConfig
 from messaging_server.database import Database
 from messaging_server.errors import (
@@ -48,6 +54,8 @@ R = TypeVar("R")
 
 UPLOAD_SECONDS = 900
 WAITING_SECONDS = 60
+SLOW_SECONDS = 10
+LEAST_BYTES_PER_SECOND = 16_384
 UPLOADS_AT_ONCE = 32
 UPLOADS_AT_ONCE_PER_NETWORK = 8
 STORED_AT_ONCE = 4
@@ -73,9 +81,11 @@ class Uploads:
     def __init__(self, config: StorageConfig, database: Database, *, data_dir: Path) -> None:
         self.max_bytes = config.max_bytes
         self._database = database
+        self._reserve_bytes = config.reserve_bytes
         self._drafts = data_dir / "uploads"
         self.storage = Storage(config, data_dir / "attachments")
-        self._images = Images()
+        self._images_of_users = Images()
+        self._images_of_leads = Images()
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="uploads")
         self._by_users = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._by_leads = asyncio.Semaphore(UPLOADS_AT_ONCE)
@@ -83,7 +93,6 @@ class Uploads:
         self._storing = asyncio.Semaphore(STORED_AT_ONCE)
 
     def close(self) -> None:
-        self._images.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def receive(
@@ -128,15 +137,21 @@ class Uploads:
     async def _fill(self, file: io.FileIO, body: AsyncIterator[bytes], boundary: str) -> str:
         async def write(part: bytes) -> None:
             with storage_errors():
-                await self._in_thread(_write_all, file, part)
+                await self._in_thread(self._write, file, part)
 
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
                 return await receive_file(
-                    body, boundary=boundary, max_bytes=self.max_bytes, write=write
+                    _fast_enough(body), boundary=boundary, max_bytes=self.max_bytes, write=write
                 )
         except TimeoutError:
             raise BodyRefused("The body did not arrive in time") from None
+
+    def _write(self, file: io.FileIO, part: bytes) -> None:
+        require_room(self._drafts, len(part), reserve_bytes=self._reserve_bytes)
+        rest = memoryview(part)
+        while rest:
+            rest = rest[file.write(rest) :]
 
     async def _in_thread(self, work: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
         """What `work` gives; who is cancelled waits for the thread too, which uses the file."""
@@ -154,7 +169,9 @@ class Uploads:
         content_type = find_content_type(file.read(HEAD_BYTES))
         image = None
         if content_type in IMAGES and size_bytes <= MAX_IMAGE_BYTES:
-            image = await self._images.look_at(lambda: self._in_thread(_read_all, file))
+            by_user = uploader.lead_id is None
+            images = self._images_of_users if by_user else self._images_of_leads
+            image = await images.look_at(file)
         attachment_id = uuid7()
         key = f"{attachment_id.hex[-2:]}/{attachment_id}"
         attachment = NewAttachment(
@@ -204,15 +221,20 @@ async def _place(places: asyncio.Semaphore) -> AsyncIterator[None]:
         places.release()
 
 
-def _read_all(file: io.FileIO) -> bytes:
-    file.seek(0)
-    return file.readall()
-
-
-def _write_all(file: io.FileIO, part: bytes) -> None:
-    rest = memoryview(part)
-    while rest:
-        rest = rest[file.write(rest) :]
+async def _fast_enough(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body; raises `BodyRefused` once its sender, and not this server, is too slow."""
+    waited_seconds = 0.0
+    received = 0
+    while True:
+        asked_at = time.monotonic()
+        chunk = await anext(body, None)
+        if chunk is None:
+            return
+        waited_seconds += time.monotonic() - asked_at
+        received += len(chunk)
+        if received < (waited_seconds - SLOW_SECONDS) * LEAST_BYTES_PER_SECOND:
+            raise BodyRefused("The body comes too slowly")
+        yield chunk
 
 
 async def fetch_attachment(database: Database, caller: Caller, attachment_id: UUID) -> Attachment:

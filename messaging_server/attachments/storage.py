@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ BUCKET_PART_BYTES = 5_242_880
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 SAYS_FULL = (*(f"(os error {number})" for number in FULL), "StorageFull", "507 Insufficient")
+NO_ROOM = "There is no room left for this file"
 RETRY_AFTER_SECONDS = 5
 TIMEOUTS = {"connect_timeout": "5 seconds", "timeout": "60 seconds"}
 RETRIES: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
@@ -51,6 +53,7 @@ class Storage:
 
     def __init__(self, config: StorageConfig, folder: Path) -> None:
         parts = urlsplit(config.url)
+        self._reserve_bytes = config.reserve_bytes
         self._folder: Path | None = None
         self._opened: LocalStore | S3Store | None = None
         if parts.scheme == "s3":
@@ -61,14 +64,17 @@ class Storage:
     async def put(self, key: str, content: BinaryIO | bytes) -> None:
         """Store it, whole and for good, or raise `InsufficientStorage` or `Unavailable`."""
         if isinstance(content, bytes):
-            part_bytes = max(1, len(content))
+            size_bytes = len(content)
+            part_bytes = max(1, size_bytes)
         else:
             part_bytes = BUCKET_PART_BYTES if self._folder is None else FOLDER_PART_BYTES
+            size_bytes = content.seek(0, os.SEEK_END)
             content.seek(0)
         with storage_errors():
-            await obstore.put_async(
-                self._store(), key, content, chunk_size=part_bytes, max_concurrency=1
-            )
+            store = self._store()
+            if self._folder is not None:
+                require_room(self._folder, size_bytes, reserve_bytes=self._reserve_bytes)
+            await obstore.put_async(store, key, content, chunk_size=part_bytes, max_concurrency=1)
             if self._folder is not None:
                 await asyncio.to_thread(_sync, self._folder / key)
 
@@ -125,6 +131,13 @@ def make_private_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def require_room(folder: Path, size_bytes: int, *, reserve_bytes: int) -> None:
+    """Raise `InsufficientStorage` where this much more would leave the disk less than that."""
+    if shutil.disk_usage(folder).free < size_bytes + reserve_bytes:
+        logger.warning("Uploads are refused: {} has little free space left", folder)
+        raise InsufficientStorage(NO_ROOM)
+
+
 def _sync(path: Path) -> None:
     """Onto the disk: the file, and its name in its folder; Windows has no such call."""
     for target in (path, path.parent) if os.name == "posix" else ():
@@ -144,7 +157,7 @@ def storage_errors() -> Iterator[None]:
         text = _first_line(error)
         if getattr(error, "errno", None) in FULL or any(sign in str(error) for sign in SAYS_FULL):
             logger.warning("The storage of attachments is full: {}", text)
-            raise InsufficientStorage("There is no room left for this file") from None
+            raise InsufficientStorage(NO_ROOM) from None
         logger.warning("The storage of attachments is unavailable: {}", text)
         raise Unavailable(
             "Attachments can't be stored or read now", retry_after_seconds=RETRY_AFTER_SECONDS

@@ -264,7 +264,8 @@ def check_content(content: MessageContent, attachment_ids: Sequence[UUID] | None
         check_media_url(content.media_url)
     elif attachment_ids is None:
         raise ValidationFailed.of(
-            "mediaUrl", f"is required for a message of type {content.content_type}"
+            "mediaUrl",
+            f"is required for a message of type {content.content_type} without attachmentIds",
         )
 
 

@@ -219,6 +219,24 @@ async def fetch_between(
     return await to_public_messages(database, rows)
 
 
+async def fetch_text_bytes(
+    database: Database, conversation_id: UUID, *, after_seq: int, through_seq: int
+) -> int:
+    """How much text `fetch_between` would read; the texts themselves are not."""
+    found: int = await database.fetch_value(
+        """
+        select coalesce(sum(octet_length(content_text)), 0)
+        from messages
+        where conversation_id = $1 and seq > $2 and public_seq > $2 and public_seq <= $3
+            and not private
+        """,
+        conversation_id,
+        after_seq,
+        through_seq,
+    )
+    return found
+
+
 async def fetch_by_client_id(
     database: Database, visitor: Visitor, conversation_id: UUID, client_message_id: str
 ) -> PublicMessage | None:
@@ -317,7 +335,8 @@ async def update_delivery_through(
             select m.id
             from messages m
             where m.conversation_id = (select id from c) and m.seq > (select seq from known)
-                and m.public_seq <= $3 and m.sender_type = 'AGENT' and not m.private and m.delivery < $4
+                and m.public_seq <= $3 and m.sender_type = 'AGENT' and not m.private
+                and m.delivery < $4
             order by m.seq
             for no key update of m
         ),

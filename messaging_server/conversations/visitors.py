@@ -94,9 +94,12 @@ def to_public(message: Message, public_seq: int, *, agent_name: str | None) -> P
 
 
 async def open_visitor_conversation(
-    database: Database, visitor: Visitor, *, after_seq: int | None, limit: int
+    database: Database, visitor: Visitor, *, after_seq: int | None, limit: int, max_bytes: int
 ) -> VisitorOpened:
-    """The log from `after_seq` to the `last_seq` that is returned, if there is that little."""
+    """The log from `after_seq` to the `last_seq` that is returned, if there is that little.
+
+    That is at most `limit` messages with `max_bytes` of text; what is more is not read.
+    """
     found = await visitor_queries.fetch_newest(database, visitor)
     if found is None:
         return VisitorOpened(None, 0, (), reset=False)
@@ -104,6 +107,11 @@ async def open_visitor_conversation(
     if after_seq is None or after_seq >= last_seq:
         return VisitorOpened(conversation_id, last_seq, (), reset=False)
     if last_seq - after_seq > limit:
+        return VisitorOpened(conversation_id, last_seq, (), reset=True)
+    text_bytes = await visitor_queries.fetch_text_bytes(
+        database, conversation_id, after_seq=after_seq, through_seq=last_seq
+    )
+    if text_bytes > max_bytes:
         return VisitorOpened(conversation_id, last_seq, (), reset=True)
     messages = await fetch_public_messages_between(
         database, conversation_id, after_seq=after_seq, through_seq=last_seq

@@ -187,7 +187,9 @@ async def open_session(
             opened = Opened(lead_id)
         visitor = await visitor_queries.fetch_visitor(database, opened.lead_id, inbox_id)
         assert visitor is not None
-        conversation = await open_visitor_conversation(database, visitor, after_seq=None, limit=0)
+        conversation = await open_visitor_conversation(
+            database, visitor, after_seq=None, limit=0, max_bytes=0
+        )
     session_token, expires_at = tokens.issue(visitor)
     return VisitorSession(
         session_token=session_token,

@@ -52,6 +52,7 @@ create table webhook_deliveries (
     webhook_id uuid not null,
     event text not null,
     ordering_key uuid not null,
+    private boolean not null default false,
     status text not null default 'PENDING',
     parked boolean not null default false,
     attempts integer not null default 0,
@@ -68,6 +69,7 @@ create index webhook_deliveries_due
 create index webhook_deliveries_lane
     on webhook_deliveries (ordering_key, webhook_id, status, position);
 create index webhook_deliveries_log on webhook_deliveries (webhook_id, created_at, position);
+create index webhook_deliveries_private on webhook_deliveries (webhook_id) where private;
 """
 
 FACTS = """
@@ -143,7 +145,8 @@ begin
         case when old.name <> new.name then 'name' end,
         case when old.email is distinct from new.email then 'email' end,
         case when old.phone is distinct from new.phone then 'phone' end,
-        case when old.attributes <> new.attributes then 'attributes' end
+        case when old.attributes <> new.attributes then 'attributes' end,
+        case when old.contact_verified <> new.contact_verified then 'verified' end
     ], null);
     insert into webhook_outbox (event, ordering_key, subject_id, detail)
     values ('lead.updated', new.id, new.id, jsonb_build_object('changed', changed));
@@ -158,6 +161,7 @@ create trigger leads_told_changes after update on leads
         or old.email is distinct from new.email
         or old.phone is distinct from new.phone
         or old.attributes <> new.attributes
+        or old.contact_verified <> new.contact_verified
     )
     execute function tell_of_lead();
 

@@ -288,9 +288,13 @@ C = TypeVar("C", bound=Connection)
 class Connections(Generic[C]):
     """All sockets of one kind in this process, by owner once they are authenticated."""
 
-    def __init__(self, config: RealtimeConfig, *, most_of_one_owner: int, gauge: Gauge) -> None:
+    def __init__(
+        self, config: RealtimeConfig, *, owner: str, most_of_one_owner: int, gauge: Gauge
+    ) -> None:
+        """`owner`: what messages call one."""
         self.config = config
         self.now = time.monotonic
+        self._owner = owner
         self._most_of_one_owner = most_of_one_owner
         self._gauge = gauge
         self._all: set[C] = set()
@@ -320,7 +324,7 @@ class Connections(Generic[C]):
         """The socket has shown whose it is; raises `Conflict` when the owner has too many."""
         sockets = self._by_owner.setdefault(owner_id, [])
         if len(sockets) >= self._most_of_one_owner:
-            raise Conflict(f"{len(sockets)} sockets of this user are open already")
+            raise Conflict(f"{len(sockets)} sockets of this {self._owner} are open already")
         sockets.append(socket)
         self._gauge.inc()
 

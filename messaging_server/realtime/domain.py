@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
+from messaging_server.config import LimitsConfig
 from messaging_server.conversations import messages
 from messaging_server.conversations import service as conversations
 from messaging_server.conversations import visitors as visitor_conversations
 from messaging_server.conversations.service import Opened
 from messaging_server.conversations.visitors import VisitorOpened
 from messaging_server.database import Database
-from messaging_server.http import Headers
+from messaging_server.http import Headers, visitor_key
 from messaging_server.models import Caller, Conversation, Message, PublicMessage, Visitor
+from messaging_server.realtime.protocol import MAX_REPLY_BYTES
 from messaging_server.realtime.visitors import AuthenticatedVisitor
 from messaging_server.users.service import Authenticated, UserTokens
 
@@ -58,13 +60,32 @@ class Origins(Protocol):
         """Raises `Forbidden` when these headers come from a page that the inbox does not know."""
 
 
+class Limiter(Protocol):
+    def check(self, per_minute: int, *key: str) -> None:
+        """Counts what is keyed alike; raises `RateLimited` over the limit."""
+
+
 class VisitorDomain:
     """The domain's functions as the rooms and sockets of visitors ask for them."""
 
-    def __init__(self, database: Database, tokens: VisitorTokens, origins: Origins) -> None:
+    def __init__(
+        self,
+        database: Database,
+        tokens: VisitorTokens,
+        origins: Origins,
+        limiter: Limiter,
+        limits: LimitsConfig,
+    ) -> None:
         self._database = database
         self._tokens = tokens
         self._origins = origins
+        self._limiter = limiter
+        self._limits = limits
+
+    def count_command(self, visitor: Visitor, network: str) -> None:
+        limits = self._limits
+        self._limiter.check(limits.calls_per_minute_per_visitor, *visitor_key(visitor))
+        self._limiter.check(limits.visitor_commands_per_minute_per_address, "command", network)
 
     async def authenticate_visitor(self, token: str, headers: Headers) -> AuthenticatedVisitor:
         authenticated = await self._tokens.authenticate(token)
@@ -75,7 +96,7 @@ class VisitorDomain:
         self, visitor: Visitor, *, after_seq: int | None, limit: int
     ) -> VisitorOpened:
         return await visitor_conversations.open_visitor_conversation(
-            self._database, visitor, after_seq=after_seq, limit=limit
+            self._database, visitor, after_seq=after_seq, limit=limit, max_bytes=MAX_REPLY_BYTES
         )
 
     async def fetch_visitor_conversations(self, visitors: Sequence[Visitor]) -> list[UUID | None]:

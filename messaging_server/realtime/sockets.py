@@ -210,7 +210,12 @@ class Sockets(Connections[Socket]):
         presence: Presence,
         typists: Typists,
     ) -> None:
-        super().__init__(config, most_of_one_owner=config.sockets_per_user, gauge=metrics.SOCKETS)
+        super().__init__(
+            config,
+            owner="user",
+            most_of_one_owner=config.sockets_per_user,
+            gauge=metrics.SOCKETS,
+        )
         self.directory = directory
         self.rooms = rooms
         self.presence = presence

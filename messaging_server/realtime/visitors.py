@@ -16,7 +16,7 @@ from messaging_server import metrics
 from messaging_server.config import RealtimeConfig
 from messaging_server.conversations.visitors import VisitorOpened
 from messaging_server.errors import NotFound, Unauthenticated
-from messaging_server.http import Headers
+from messaging_server.http import Headers, network_of
 from messaging_server.models import PublicMessage, Visitor
 from messaging_server.realtime.connections import Connection, Connections
 from messaging_server.realtime.protocol import (
@@ -70,6 +70,9 @@ class AuthenticatedVisitor(Protocol):
 class VisitorDirectory(Protocol):
     """What visitors' sockets ask the domain; all raise its errors."""
 
+    def count_command(self, visitor: Visitor, network: str) -> None:
+        """Raises `RateLimited` when the visitor, or its network, has sent too many."""
+
     async def authenticate_visitor(self, token: str, headers: Headers) -> AuthenticatedVisitor:
         """Raises `Forbidden` when the `Origin` among `headers` is not one of the inbox."""
 
@@ -106,9 +109,9 @@ class VisitorSocket(Connection):
         "_headers",
         "_visitors",
         "_will_look",
-        "address",
         "conversation_id",
         "joined",
+        "network",
         "visitor",
     )
 
@@ -116,11 +119,11 @@ class VisitorSocket(Connection):
     _decode = staticmethod(decode_public_command)
 
     def __init__(
-        self, wire: Wire, visitors: "Visitors", *, address: str, headers: Headers, now: float
+        self, wire: Wire, visitors: "Visitors", *, network: str, headers: Headers, now: float
     ) -> None:
         super().__init__(wire, visitors, now=now)
         self._visitors = visitors
-        self.address = address
+        self.network = network
         self._headers = tuple(pair for pair in headers if pair[0] in ORIGIN_HEADERS)
         self.visitor: Visitor | None = None
         self.conversation_id: UUID | None = None
@@ -167,6 +170,8 @@ class VisitorSocket(Connection):
     # Commands
 
     async def _authenticate(self, command: Auth) -> None:
+        if self.visitor is not None:
+            self._count()
         authenticated = await self._visitors.authenticate(command.data.token, self._headers)
         if self.closed:
             return
@@ -183,16 +188,21 @@ class VisitorSocket(Connection):
         self._answer(command, PublicAuthReply(id=command.id, data=result))
 
     async def _do(self, command: Command) -> None:
+        if isinstance(command, LookAgain):
+            await self._follow()
+            return
+        self._count()
         if isinstance(command, PublicJoin):
             await self._join(command)
-        elif isinstance(command, LookAgain):
-            await self._follow()
         else:
             await self._mark(command)
 
+    def _count(self) -> None:
+        """What costs statements is limited as calls over REST are."""
+        self._visitors.directory.count_command(self._known_visitor(), self.network)
+
     async def _join(self, command: PublicJoin) -> None:
         """Subscribe, read, reply, and let through what comes after: in this order."""
-        self._known_visitor()
         joined_before, self.joined = self.joined, True
         try:
             opened = await self._subscribe_and_read(command)
@@ -345,28 +355,32 @@ class Visitors(Connections[VisitorSocket]):
         typists: Typists,
     ) -> None:
         super().__init__(
-            config, most_of_one_owner=config.sockets_per_visitor, gauge=metrics.VISITOR_SOCKETS
+            config,
+            owner="visitor",
+            most_of_one_owner=config.sockets_per_visitor,
+            gauge=metrics.VISITOR_SOCKETS,
         )
         self.directory = directory
         self.rooms = rooms
         self.typists = typists
-        self._by_address: dict[str, int] = {}
+        self._by_network: dict[str, int] = {}
 
     def open(self, wire: Wire, *, address: str, headers: Headers) -> VisitorSocket:
-        """May be closed at once: too many of this address are open already."""
+        """May be closed at once: too many of this address's network are open already."""
+        network = network_of(address)
         socket = self.add(
-            VisitorSocket(wire, self, address=address, headers=headers, now=self.now())
+            VisitorSocket(wire, self, network=network, headers=headers, now=self.now())
         )
-        self._by_address[address] = self._by_address.get(address, 0) + 1
-        if self._by_address[address] > self.config.visitor_sockets_per_address:
+        self._by_network[network] = self._by_network.get(network, 0) + 1
+        if self._by_network[network] > self.config.visitor_sockets_per_address:
             socket.close(Close.TOO_MANY_SOCKETS)
         return socket
 
     def remove(self, socket: VisitorSocket, code: int) -> None:
         super().remove(socket, code)
-        self._by_address[socket.address] -= 1
-        if not self._by_address[socket.address]:
-            del self._by_address[socket.address]
+        self._by_network[socket.network] -= 1
+        if not self._by_network[socket.network]:
+            del self._by_network[socket.network]
 
     async def authenticate(self, token: str, headers: Headers) -> AuthenticatedVisitor:
         return await self.unrevoked(

@@ -21,6 +21,8 @@ SETTING = "webhooks.allowed_networks"
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+AZURE_METADATA = "168.63.129.16/32"  # a public address that answers on every virtual machine
+
 # IANA's special-purpose registries; Python's own lists differ from version to version.
 SPECIAL = tuple(
     ip_network(network)
@@ -29,6 +31,7 @@ SPECIAL = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
+        AZURE_METADATA,
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -82,9 +85,13 @@ class AddressRules:
     def literal_refusal(self, host: str) -> str | None:
         """Why an address in place of a name can't be used, None for names and good addresses."""
         address = literal(host)
-        if address is None or self.permits(address):
+        if address is None:
             return None
-        return refusal(host)
+        if not self.permits(address):
+            return refusal(host)
+        if isinstance(address, IPv4Address) and host != str(address):
+            return f"must have its address in the usual form: {address}"
+        return None
 
 
 def refusal(address: str) -> str:

@@ -9,9 +9,10 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import asyncpg
 from loguru import logger
 from msgspec import Struct
 
@@ -204,17 +205,35 @@ class Webhooks:
         async with self._database.transaction():
             if not await queries.try_lock_outbox(self._database):
                 return False
-            entries = await queries.take_outbox(self._database, limit=OUTBOX_AT_ONCE)
+            rows = await queries.take_outbox(self._database, limit=OUTBOX_AT_ONCE)
             listeners = await queries.fetch_listeners(self._database)
-            sources = await queries.fetch_sources(self._database, entries)
-            deliveries, bodies = deliveries_of(entries, listeners, sources)
+            deliveries, bodies = await self._prepare(rows, listeners)
             if deliveries:
                 await queries.insert_deliveries(self._database, deliveries, bodies)
-        if len(entries) == OUTBOX_AT_ONCE:
+        if len(rows) == OUTBOX_AT_ONCE:
             self._woken.set()
         else:
             self._emptied_at = self._loop_time()
         return True
+
+    async def _prepare(
+        self, rows: Sequence[Mapping[str, Any]], listeners: Sequence[Listener]
+    ) -> tuple[list[NewDelivery], dict[int, str]]:
+        """As `deliveries_of`; what can't be told is dropped, so that it holds up nothing else."""
+        try:
+            entries = [queries.to_entry(row) for row in rows]
+            sources = await queries.fetch_sources(self._database, entries)
+            return deliveries_of(entries, listeners, sources)
+        except (Unavailable, asyncpg.PostgresError):
+            raise
+        except Exception as defect:  # noqa: BLE001  # whatever it is, it is one entry's
+            if len(rows) == 1:
+                drop(rows[0], defect)
+                return [], {}
+        middle = len(rows) // 2
+        first, first_bodies = await self._prepare(rows[:middle], listeners)
+        second, second_bodies = await self._prepare(rows[middle:], listeners)
+        return first + second, first_bodies | second_bodies
 
     async def _settle(self, *, claim: bool) -> float:
         """Save what has ended and begin what is due, as places allow."""
@@ -370,8 +389,16 @@ def deliveries_of(
         body = render(entry, sources) if wanting else None
         if body is not None:
             bodies[entry.position] = body
-            deliveries += [NewDelivery(webhook_id, entry) for webhook_id in wanting]
+            deliveries += [NewDelivery(webhook_id, entry, private) for webhook_id in wanting]
     return deliveries, bodies
+
+
+def drop(row: Mapping[str, Any], defect: Exception) -> None:
+    """Only the kind of the defect is logged: its text may repeat what must not be in a log."""
+    metrics.WEBHOOK_DROPPED.inc()
+    logger.bind(
+        event=row["event"], position=row["position"], subject_id=str(row["subject_id"])
+    ).error("A webhook event can't be told: {}", type(defect).__name__)
 
 
 def health_of(ended: Sequence[Ended]) -> list[Health]:

@@ -62,6 +62,12 @@ class ToldConversation(Model, frozen=True):
     version: int
 
 
+class ToldLead(Lead, frozen=True):
+    """`verified` is False where e-mail and phone are only what a visitor typed."""
+
+    verified: bool
+
+
 class OutboxEntry(Struct, frozen=True, kw_only=True):
     """A fact that has been committed and not been made into deliveries yet.
 
@@ -81,8 +87,8 @@ class Sources(Struct, frozen=True):
     """What entries are about, by id; what has been erased meanwhile is missing."""
 
     messages: Mapping[UUID, Message]
-    conversations: Mapping[UUID, tuple[ToldConversation, Lead]]
-    leads: Mapping[UUID, Lead]
+    conversations: Mapping[UUID, tuple[ToldConversation, ToldLead]]
+    leads: Mapping[UUID, ToldLead]
     agents: Mapping[UUID, AssignedAgent]
 
 
@@ -109,12 +115,15 @@ def _encoded(event: str, at: str, data: Mapping[str, Any]) -> bytes:
 
 
 def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Shorter and shorter texts; the lead's attributes are the first to go as a whole."""
+    """Shorter and shorter texts; the lead's attributes go first, the message's files last."""
     yield {key: _cut(value, CUT_LENGTHS[0]) for key, value in data.items()}
     if "lead" in data:
         data = {**data, "lead": {**data["lead"], "attributes": {}}}
     for length in CUT_LENGTHS:
         yield {key: _cut(value, length) for key, value in data.items()}
+    if "message" in data:
+        data = {**data, "message": {**data["message"], "attachments": [], "mediaUrl": None}}
+        yield {key: _cut(value, CUT_LENGTHS[-1]) for key, value in data.items()}
 
 
 def _cut(value: Any, length: int) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from uuid_utils.compat import uuid7
 
 from messaging_server.conversations import message_queries
@@ -20,12 +20,17 @@ from messaging_server.leads.queries import COLUMNS as LEAD_COLUMNS
 from messaging_server.leads.queries import to_lead
 from messaging_server.models import (
     AssignedAgent,
-    Lead,
     WebhookDeliveryStatus,
     WebhookEvent,
     timestamp,
 )
-from messaging_server.webhooks.payloads import OutboxEntry, Sources, ToldAiView, ToldConversation
+from messaging_server.webhooks.payloads import (
+    OutboxEntry,
+    Sources,
+    ToldAiView,
+    ToldConversation,
+    ToldLead,
+)
 from messaging_server.webhooks.queries import secrets_of
 
 OUTBOX_LOCK = 7_002
@@ -46,6 +51,7 @@ class Listener(Struct, frozen=True):
 class NewDelivery(Struct, frozen=True):
     webhook_id: UUID
     entry: OutboxEntry
+    private: bool
 
 
 class Target(Struct, frozen=True):
@@ -96,6 +102,11 @@ async def try_lock_outbox(database: Database) -> bool:
     return bool(locked)
 
 
+async def lock_outbox(database: Database) -> None:
+    """As `try_lock_outbox`, waiting: for whoever removes deliveries. Before locking webhooks."""
+    await database.execute("select pg_advisory_xact_lock($1)", OUTBOX_LOCK)
+
+
 async def fetch_listeners(database: Database) -> list[Listener]:
     rows = await database.fetch("select id, events, include_private_notes from webhooks")
     return [
@@ -103,8 +114,11 @@ async def fetch_listeners(database: Database) -> list[Listener]:
     ]
 
 
-async def take_outbox(database: Database, *, limit: int) -> list[OutboxEntry]:
-    """Remove the oldest entries, in the order of their facts within a conversation or lead."""
+async def take_outbox(database: Database, *, limit: int) -> list[Mapping[str, Any]]:
+    """Remove the oldest entries, in the order of their facts within a conversation or lead.
+
+    `to_entry` reads them; it may fail where somebody has written something else by hand.
+    """
     rows = await database.fetch(
         """
         with oldest as (select position from webhook_outbox order by position limit $1)
@@ -115,10 +129,10 @@ async def take_outbox(database: Database, *, limit: int) -> list[OutboxEntry]:
         """,
         limit,
     )
-    return sorted((_to_entry(row) for row in rows), key=lambda entry: entry.position)
+    return sorted(rows, key=lambda row: int(row["position"]))
 
 
-def _to_entry(row: Mapping[str, Any]) -> OutboxEntry:
+def to_entry(row: Mapping[str, Any]) -> OutboxEntry:
     return OutboxEntry(
         position=row["position"],
         event=WebhookEvent(row["event"]),
@@ -140,7 +154,8 @@ async def fetch_sources(database: Database, entries: Sequence[OutboxEntry]) -> S
         if entry.event.startswith("message."):
             message_ids.add(entry.subject_id)
         elif entry.event is WebhookEvent.CONVERSATION_ASSIGNED:
-            agent_ids |= {entry.detail["agentId"], entry.detail["previousAgentId"]} - {None}
+            concerned = (entry.detail["agentId"], entry.detail["previousAgentId"])
+            agent_ids |= {UUID(agent_id) for agent_id in concerned if agent_id}
     return Sources(
         await message_queries.fetch_by_ids(database, list(message_ids)) if message_ids else {},
         await _fetch_conversations(database, list(conversation_ids)) if conversation_ids else {},
@@ -151,12 +166,13 @@ async def fetch_sources(database: Database, entries: Sequence[OutboxEntry]) -> S
 
 async def _fetch_conversations(
     database: Database, conversation_ids: Sequence[UUID]
-) -> dict[UUID, tuple[ToldConversation, Lead]]:
+) -> dict[UUID, tuple[ToldConversation, ToldLead]]:
     rows = await database.fetch(
         f"""
-        select {LEAD_COLUMNS}, c.id as conversation_id, c.inbox_id, c.status, c.priority,
-            c.priority_source, c.tags, c.tags_source, c.ai_summary, c.ai_priority, c.ai_tags,
-            c.ai_provider, c.ai_updated_at, c.analyzed_seq, c.waiting_since, c.snoozed_until,
+        select {LEAD_COLUMNS}, l.contact_verified, c.id as conversation_id, c.inbox_id,
+            c.status, c.priority, c.priority_source, c.tags, c.tags_source, c.ai_summary,
+            c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq,
+            c.waiting_since, c.snoozed_until,
             c.created_at as conversation_created_at, c.updated_at as conversation_updated_at,
             c.version, c.assigned_agent_id, u.email as agent_email, u.name as agent_name
         from conversations c
@@ -166,7 +182,7 @@ async def _fetch_conversations(
         """,
         conversation_ids,
     )
-    return {row["conversation_id"]: (_to_conversation(row), to_lead(row)) for row in rows}
+    return {row["conversation_id"]: (_to_conversation(row), _to_lead(row)) for row in rows}
 
 
 def _to_conversation(row: Mapping[str, Any]) -> ToldConversation:
@@ -208,14 +224,19 @@ def _ai_view(row: Mapping[str, Any]) -> ToldAiView | None:
     )
 
 
-async def _fetch_leads(database: Database, lead_ids: Sequence[UUID]) -> dict[UUID, Lead]:
+async def _fetch_leads(database: Database, lead_ids: Sequence[UUID]) -> dict[UUID, ToldLead]:
     rows = await database.fetch(
-        f"select {LEAD_COLUMNS} from leads l where l.id = any($1::uuid[])", lead_ids
+        f"select {LEAD_COLUMNS}, l.contact_verified from leads l where l.id = any($1::uuid[])",
+        lead_ids,
     )
-    return {row["id"]: to_lead(row) for row in rows}
+    return {row["id"]: _to_lead(row) for row in rows}
 
 
-async def _fetch_agents(database: Database, agent_ids: Sequence[str]) -> dict[UUID, AssignedAgent]:
+def _to_lead(row: Mapping[str, Any]) -> ToldLead:
+    return ToldLead(**structs.asdict(to_lead(row)), verified=row["contact_verified"])
+
+
+async def _fetch_agents(database: Database, agent_ids: Sequence[UUID]) -> dict[UUID, AssignedAgent]:
     rows = await database.fetch(
         "select id, email, name from users where id = any($1::uuid[])", agent_ids
     )
@@ -232,12 +253,13 @@ async def insert_deliveries(
         """
         with bodies as (
             insert into webhook_bodies (position, body)
-            select * from unnest($7::bigint[], $8::text[])
+            select * from unnest($8::bigint[], $9::text[])
         )
         insert into webhook_deliveries
-            (id, position, webhook_id, event, ordering_key, created_at)
+            (id, position, webhook_id, event, ordering_key, private, created_at)
         select * from unnest(
-            $1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[]
+            $1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::uuid[], $6::boolean[],
+            $7::timestamptz[]
         )
         """,
         [uuid7() for _ in deliveries],
@@ -245,6 +267,7 @@ async def insert_deliveries(
         [each.webhook_id for each in deliveries],
         [each.entry.event for each in deliveries],
         [each.entry.ordering_key for each in deliveries],
+        [each.private for each in deliveries],
         [each.entry.created_at for each in deliveries],
         list(bodies),
         list(bodies.values()),
@@ -505,21 +528,42 @@ async def prune(database: Database) -> int:
     Of enabled webhooks only what is finished. Call it in a transaction; webhooks that somebody
     else has locked have their turn later.
     """
+    await lock_outbox(database)
     gone = [*await _delete_old(database), *await _delete_orphaned(database)]
     if gone:
-        await database.execute(
-            """
-            delete from webhook_bodies b
-            using unnest($1::bigint[], $2::uuid[]) as gone (position, ordering_key)
-            where b.position = gone.position and not exists (
-                select from webhook_deliveries d
-                where d.ordering_key = gone.ordering_key and d.position = gone.position
-            )
-            """,
-            [row["position"] for row in gone],
-            [row["ordering_key"] for row in gone],
-        )
+        await _delete_unused_bodies(database, gone)
     return len(gone)
+
+
+async def forget_notes(database: Database, webhook_id: UUID) -> None:
+    """Remove all its deliveries of private notes, with the outbox and the webhook locked."""
+    gone = await database.fetch(
+        """
+        delete from webhook_deliveries
+        where webhook_id = $1 and private
+        returning position, ordering_key
+        """,
+        webhook_id,
+    )
+    if gone:
+        await _delete_unused_bodies(database, gone)
+        await unpark_first(database, {(webhook_id, row["ordering_key"]) for row in gone})
+
+
+async def _delete_unused_bodies(database: Database, gone: Sequence[Mapping[str, Any]]) -> None:
+    """Of deliveries that are gone, where no other webhook has one of the same."""
+    await database.execute(
+        """
+        delete from webhook_bodies b
+        using unnest($1::bigint[], $2::uuid[]) as gone (position, ordering_key)
+        where b.position = gone.position and not exists (
+            select from webhook_deliveries d
+            where d.ordering_key = gone.ordering_key and d.position = gone.position
+        )
+        """,
+        [row["position"] for row in gone],
+        [row["ordering_key"] for row in gone],
+    )
 
 
 async def _delete_old(database: Database) -> Sequence[Mapping[str, Any]]:

@@ -5,12 +5,13 @@ kilobytes of an answer. It knows neither the database nor when to try again.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from standardwebhooks import Webhook as Signer
@@ -75,7 +76,7 @@ class Sender:
                 url, data=body.encode(), headers=headers, allow_redirects=False
             ) as response:
                 status = response.status
-                error = None if 200 <= status < 300 else f"answered {status}"
+                error = _refusal(status)
                 if status in KEEPS_RETRY_AFTER:
                     retry_after = retry_after_seconds(response.headers.get("Retry-After"))
                 await _read_little(response)
@@ -131,13 +132,48 @@ async def _read_little(response: "aiohttp.ClientResponse") -> None:
         response.close()
 
 
+def _refusal(status: int) -> str | None:
+    """What is wrong with such an answer."""
+    if 200 <= status < 300:
+        return None
+    redirect = "; redirects are not followed" if 300 <= status < 400 else ""
+    return f"answered {status}{redirect}"
+
+
 def _reason(failure: Exception) -> str:
-    """In words for an ADMIN; an address that is refused says so itself."""
-    cause: Any = getattr(failure, "os_error", failure)
+    """In words of our own: what the other side said is not repeated to anybody."""
+    import aiohttp
+
+    if isinstance(failure, aiohttp.ClientConnectorError):
+        return _no_connection(failure)
+    if isinstance(failure, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
+        return "the answer is not valid HTTP"
+    if isinstance(failure, aiohttp.ClientConnectionError | OSError):
+        return "no answer: the connection was closed"
+    return "no connection: the URL or the secret can't be used"
+
+
+def _no_connection(failure: "aiohttp.ClientConnectorError") -> str:
+    import aiohttp
+
+    cause = failure.os_error
     if isinstance(cause, ForbiddenAddress):
         return str(cause)
-    text = str(failure) or type(failure).__name__
-    return f"no connection: {text}" if isinstance(failure, OSError) else f"no answer: {text}"
+    if isinstance(failure, aiohttp.ClientConnectorDNSError):
+        reason = "the name can't be resolved"
+    elif isinstance(failure, aiohttp.ClientConnectorCertificateError):
+        reason = "the certificate is not valid"
+    elif isinstance(failure, aiohttp.ClientSSLError):
+        reason = "TLS failed"
+    elif isinstance(cause, ConnectionRefusedError):
+        reason = "refused"
+    else:
+        reason = (
+            os.strerror(cause.errno).lower()
+            if cause.errno
+            else "none of its addresses can be reached"
+        )
+    return f"no connection: {reason}"
 
 
 def signed_headers(message_id: str, secrets: Sequence[str], body: str) -> dict[str, str]:

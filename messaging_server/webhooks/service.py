@@ -25,7 +25,7 @@ from messaging_server.models import (
     WebhookEvent,
     timestamp,
 )
-from messaging_server.webhooks import queries
+from messaging_server.webhooks import queries, queue_queries
 from messaging_server.webhooks.addresses import AddressRules
 from messaging_server.webhooks.delivery import Webhooks
 from messaging_server.webhooks.payloads import encode
@@ -174,7 +174,10 @@ async def update_webhook(
     *,
     allowed_networks: Sequence[str],
 ) -> Webhook:
-    """Enabling it begins anew: what has been waiting is due at once."""
+    """Enabling it begins anew: what has been waiting is due at once.
+
+    One that is no longer told of private notes has no deliveries of them any more.
+    """
     changes = {
         name: getattr(request, name)
         for name in request.__struct_fields__
@@ -186,10 +189,15 @@ async def update_webhook(
         changes["events"] = list(dict.fromkeys(changes["events"]))
     if not changes:
         return await fetch_webhook(database, webhook_id)
+    without_notes = changes.get("include_private_notes") is False
     async with database.transaction():
+        if without_notes:
+            await queue_queries.lock_outbox(database)
         webhook = await queries.update_webhook(database, webhook_id, changes)
         if webhook is None:
             raise NotFound(NO_SUCH_WEBHOOK)
+        if without_notes:
+            await queue_queries.forget_notes(database, webhook_id)
         if changes.get("enabled"):
             await queries.hurry_deliveries(database, webhook_id)
     webhooks.wake()

@@ -21,6 +21,7 @@ CODES = {
     409: "conflict",
     413: "too_large",
     415: "unsupported_media_type",
+    416: "range_not_satisfiable",
     429: "rate_limited",
     503: "unavailable",
     507: "insufficient_storage",

@@ -77,6 +77,34 @@ def png_bomb(width: int, height: int) -> bytes:
     )
 
 
+def scan_bomb(scans: int) -> bytes:
+    """A progressive JPEG of 49 megapixels whose many scans are empty: small, and slow to read."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+    quantization = segment(0xDB, b"\0" + b"\1" * 64)
+    frame = segment(0xC2, struct.pack(">BHHB", 8, 7_000, 7_000, 1) + b"\1\x11\0")
+    dc_codes = segment(0xC4, b"\0" + bytes([1, *[0] * 15]) + b"\0")
+    ac_codes = segment(0xC4, b"\x10" + bytes([1, 1, *[0] * 14]) + b"\xe0\0")
+    dc_scan = segment(0xDA, b"\1\1\0\0\0\0") + b"\0"
+    runs = -(-875 * 875 // 32_767)
+    bits = "011111111111111" * runs
+    bits += "1" * (-len(bits) % 8)
+    skipped = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    ac_scan = segment(0xDA, b"\1\1\0\1\x3f\0") + skipped
+    head = b"\xff\xd8" + quantization + frame + dc_codes + ac_codes + dc_scan
+    return head + ac_scan * scans + b"\xff\xd9"
+
+
+def chunk_bomb(chunks: int) -> bytes:
+    """A PNG of many private chunks without content, of which a reader keeps a note each."""
+    png = image("PNG")
+    kind = b"prVt"
+    empty = struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))
+    return png[:33] + empty * chunks + png[33:]
+
+
 def iso_media(brand: bytes) -> bytes:
     return b"\0\0\0\x20ftyp" + brand + b"\0\0\2\0isomiso2avc1mp41" + b"\0" * 100
 

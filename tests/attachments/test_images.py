@@ -1,15 +1,29 @@
 """Images get their size and a thumbnail; what is broken or a bomb is a file like any other."""
 
+import contextlib
 import io
 import struct
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
-from tests.attachments.files import MIB, forget_peak, image, peak_bytes, png_bomb
-from tests.client import Api, LiveServer
+from tests.attachments.files import (
+    MIB,
+    chunk_bomb,
+    forget_peak,
+    image,
+    peak_bytes,
+    png_bomb,
+    scan_bomb,
+)
+from tests.client import Api, LiveServer, wait_until
+from tests.conftest import SECRET, live_server
+from tests.public.site import Site
 
 BLUE = (30, 30, 200)
 
@@ -126,3 +140,78 @@ def test_a_photo_of_fifty_megapixels_has_a_thumbnail(api: Api) -> None:
     attachment = api.upload(image("JPEG", (8_000, 6_000)), "a.jpg")
     assert (attachment["width"], attachment["height"]) == (8_000, 6_000)
     assert thumbnail_of(attachment).size == (480, 360)
+
+
+# --- What takes long --------------------------------------------------------------------------
+
+SLOW = scan_bomb(12_000)
+SLOW_FILE = ("a.jpg", SLOW)
+
+
+def workers(pid: int) -> list[Path]:
+    """The processes that read images for this server."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(
+                (process / "stat").read_text(encoding="ascii").rpartition(")")[2].split()[1]
+            )
+            if parent == pid and b"image_worker" in (process / "cmdline").read_bytes():
+                found.append(process)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_an_image_that_takes_too_long_is_a_file(server: LiveServer, api: Api) -> None:
+    """A visitor's, while users' images are read as always."""
+    assert len(SLOW) < MIB
+    site = Site(api)
+    answers: list[dict[str, Any]] = []
+
+    def upload() -> None:
+        answers.append(site.visitor().http.post("/attachments", files={"file": SLOW_FILE}).json())
+
+    sending = threading.Thread(target=upload)
+    sending.start()
+    worker = wait_until(lambda: workers(server.pid))[0]
+    assert SECRET.encode() not in wait_until((worker / "environ").read_bytes)
+    started = time.monotonic()
+    assert api.upload(image("PNG"), "a.png")["width"] == 64
+    assert time.monotonic() - started < 5
+    assert workers(server.pid)
+    sending.join(20)
+    assert answers[0]["data"]["width"] is None
+    assert answers[0]["data"]["contentType"] == "image/jpeg"
+    assert workers(server.pid) == []
+    site.close()
+
+
+def test_it_does_not_delay_the_end_of_the_server(dsn: str) -> None:
+    with live_server(dsn, MESSAGING_SERVER__SHUTDOWN_SECONDS="1") as server:
+        with Api.first_admin(server.url) as admin:
+            url, token = f"{server.url}/api/v1/attachments", admin.token
+        headers = {"Authorization": f"Bearer {token}"}
+
+        def upload() -> None:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.post(url, files={"file": SLOW_FILE}, headers=headers, timeout=30)
+
+        sending = threading.Thread(target=upload)
+        sending.start()
+        worker = wait_until(lambda: workers(server.pid))[0]
+        started = time.monotonic()
+        server.stop()
+        assert time.monotonic() - started < 6
+        assert not worker.exists()
+        sending.join(5)
+        assert not sending.is_alive()
+
+
+def test_millions_of_chunks_cost_the_server_nothing(server: LiveServer, api: Api) -> None:
+    content = chunk_bomb(2_000_000)
+    forget_peak(server.pid)
+    before = peak_bytes(server.pid)
+    attachment = api.upload(content, "a.png")
+    assert attachment["sizeBytes"] == len(content)
+    assert peak_bytes(server.pid) - before < 32 * MIB

@@ -1,10 +1,13 @@
 """How much, how large, how many at once, and what happens when the disk is full."""
 
+import contextlib
 import resource
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +24,7 @@ from tests.attachments.files import (
     endless_form,
     forget_peak,
     image,
+    part,
     peak_bytes,
     resident_bytes,
 )
@@ -31,6 +35,7 @@ from tests.public.site import PublicApi, Site
 
 GIB = 1_024 * MIB
 LIMIT = 26_214_400
+NO_RESERVE = {"MESSAGING_STORAGE__RESERVE_MEGABYTES": "0"}
 A_FILE = {"file": ("a.txt", b"hello")}
 
 
@@ -167,6 +172,49 @@ def test_uploads_of_a_visitor_are_counted(dsn: str) -> None:
         site.close()
 
 
+def test_bytes_of_a_network_of_visitors_are_counted(dsn: str, tmp_path: Path) -> None:
+    """Of all visitors together; users are not among them."""
+    environment = {
+        "MESSAGING_LIMITS__ENABLED": "true",
+        "MESSAGING_LIMITS__UPLOAD_MEGABYTES_PER_HOUR_PER_ADDRESS": "3",
+        "MESSAGING_SERVER__DATA_DIR": str(tmp_path),
+    }
+    two_megabytes = {"file": ("a.bin", b"x" * 2_000_000)}
+    with live_server(dsn, **environment) as server, Api.first_admin(server.url) as admin:
+        site = Site(admin)
+        assert site.visitor().http.post("/attachments", files=two_megabytes).status_code == 201
+        answer = site.visitor().http.post("/attachments", files=two_megabytes)
+        assert_failure(answer, 429)
+        assert 1 <= int(answer.headers["retry-after"]) <= 3_600
+        assert_failure(site.visitor().http.post("/attachments", files=A_FILE), 429)
+        assert admin.upload(b"x" * 4_000_000)["sizeBytes"] == 4_000_000
+        stored = [path for path in (tmp_path / "attachments").rglob("*") if path.is_file()]
+        assert len(stored) == 2
+        assert open_drafts(server) == 0
+        site.close()
+
+
+def test_a_slow_sender_is_cut_off(server: LiveServer, api: Api) -> None:
+    """Never idle for long, but below 16 KiB a second after ten seconds."""
+    head = (
+        f"POST /api/v1/attachments HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.token}\r\n"
+        f"Content-Type: {FORM_TYPE}\r\nContent-Length: 100000\r\n\r\n"
+    )
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 80), timeout=1) as connection:
+        connection.sendall(head.encode() + part(b"")[:-2])
+        started = time.monotonic()
+        answer = b""
+        while not answer:
+            assert time.monotonic() - started < 20
+            connection.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(65_536)
+        assert time.monotonic() - started > 8
+        assert answer.startswith(b"HTTP/1.1 400")
+    wait_until(lambda: open_drafts(server) == 0)
+
+
 def test_more_than_fit_at_once_wait(server: LiveServer, api: Api) -> None:
     """Forty senders stop in the middle; visitors are served meanwhile, then everyone."""
     resume = threading.Event()
@@ -251,7 +299,7 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_a_full_disk_loses_nothing(dsn: str, small_disk: Path) -> None:
-    environment = {"MESSAGING_SERVER__DATA_DIR": str(small_disk)}
+    environment = {"MESSAGING_SERVER__DATA_DIR": str(small_disk), **NO_RESERVE}
     with live_server(dsn, **environment) as server, Api.first_admin(server.url) as admin:
         conversation = admin.new_conversation()
         taken = upload_until_full(admin)
@@ -271,11 +319,37 @@ def test_a_full_disk_loses_nothing(dsn: str, small_disk: Path) -> None:
         server.assert_no_defects()
 
 
+def test_uploads_leave_a_reserve(dsn: str, small_disk: Path) -> None:
+    environment = {
+        "MESSAGING_SERVER__DATA_DIR": str(small_disk),
+        "MESSAGING_STORAGE__RESERVE_MEGABYTES": "4",
+    }
+    with live_server(dsn, **environment) as server, Api.first_admin(server.url) as admin:
+        assert 1 <= len(upload_until_full(admin)) <= 4
+        assert shutil.disk_usage(small_disk).free >= 4_000_000
+        admin.upload(b"\1" * 20 * MIB, expect=507)
+        assert open_drafts(server) == 0
+        server.assert_no_defects()
+
+
+def test_a_reserve_that_no_disk_has(dsn: str, tmp_path: Path) -> None:
+    environment = {
+        "MESSAGING_SERVER__DATA_DIR": str(tmp_path),
+        "MESSAGING_STORAGE__RESERVE_MEGABYTES": "1000000000",
+    }
+    with live_server(dsn, **environment) as server, Api.first_admin(server.url) as admin:
+        assert_failure(admin.http.post("/attachments", files=A_FILE), 507)
+        assert list(tmp_path.rglob("attachments/*")) == []
+        admin.send(admin.new_conversation()["id"])
+        server.assert_no_defects()
+
+
 def test_a_store_that_is_full_loses_nothing(dsn: str, small_disk: Path, tmp_path: Path) -> None:
     """The drafts have room, the folder of the store has none."""
     environment = {
         "MESSAGING_SERVER__DATA_DIR": str(tmp_path),
         "MESSAGING_STORAGE__URL": f"file://{small_disk}/store",
+        **NO_RESERVE,
     }
     with live_server(dsn, **environment) as server, Api.first_admin(server.url) as admin:
         taken = upload_until_full(admin)

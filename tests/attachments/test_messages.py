@@ -50,6 +50,12 @@ def test_a_message_shows_its_attachments_everywhere(
     assert seen["lastMessage"]["preview"] == "hello"
 
 
+def test_media_needs_an_address_or_a_file(agent: Api, conversation: dict[str, Any]) -> None:
+    error = agent.post(path_of(conversation), {"contentType": "IMAGE"}, expect=400)
+    assert "IMAGE" in error["message"]
+    assert "attachmentIds" in error["message"]
+
+
 def test_the_order_is_the_senders(agent: Api, conversation: dict[str, Any]) -> None:
     ids = [agent.upload(bytes([65 + index]))["id"] for index in range(10)][::-1]
     message = agent.send(conversation["id"], attachmentIds=ids)

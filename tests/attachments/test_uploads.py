@@ -212,15 +212,16 @@ def test_unreadable_addresses(api: Api, query: str) -> None:
     assert_failure(httpx.get(f"{attachment['url'].partition('?')[0]}?{query}"), 400)
 
 
-RANGES = {
+RANGES: dict[str, tuple[int, bytes | None, str | None]] = {
     "bytes=0-1": (206, b"he", "bytes 0-1/5"),
     "bytes=2-": (206, b"llo", "bytes 2-4/5"),
     "bytes=-2": (206, b"lo", "bytes 3-4/5"),
     "bytes=-99": (206, b"hello", "bytes 0-4/5"),
     "bytes=4-99": (206, b"o", "bytes 4-4/5"),
-    "bytes=5-": (200, b"hello", None),
+    "bytes=5-": (416, None, "bytes */5"),
     "bytes=3-2": (200, b"hello", None),
-    "bytes=-0": (200, b"hello", None),
+    "bytes=-0": (416, None, "bytes */5"),
+    "bytes=9-12": (416, None, "bytes */5"),
     "bytes=-": (200, b"hello", None),
     "bytes=0-1,3-4": (200, b"hello", None),
     "lines=0-1": (200, b"hello", None),
@@ -232,9 +233,30 @@ RANGES = {
 def test_ranges(api: Api, asked: str) -> None:
     status, content, content_range = RANGES[asked]
     answer = httpx.get(api.upload()["url"], headers={"Range": asked})
-    assert (answer.status_code, answer.content) == (status, content)
     assert answer.headers.get("content-range") == content_range
+    if content is None:
+        assert assert_failure(answer, status)["code"] == "range_not_satisfiable"
+        return
+    assert (answer.status_code, answer.content) == (status, content)
     assert answer.headers["content-length"] == str(len(content))
+
+
+def test_an_address_without_its_query(api: Api) -> None:
+    address = httpx.URL(api.upload()["url"])
+    for name in ("expires", "signature"):
+        query = address.params.remove(name)
+        error = assert_failure(httpx.get(address.copy_with(query=str(query).encode())), 400)
+        assert [detail["field"] for detail in error["details"]] == [name]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/attachments", "/api/public/v1/attachments"])
+def test_the_document_describes_the_form(server: LiveServer, path: str) -> None:
+    document = httpx.get(f"{server.url}/docs/openapi.json").json()
+    body = document["paths"][path]["post"]["requestBody"]
+    assert body["required"] is True
+    schema = body["content"]["multipart/form-data"]["schema"]
+    assert schema["required"] == ["file"]
+    assert schema["properties"] == {"file": {"type": "string", "format": "binary"}}
 
 
 def test_a_large_file_comes_back_whole(api: Api) -> None:

@@ -452,6 +452,19 @@ def test_sockets_of_one_address() -> None:
     run(scenario, visitor_sockets_per_address=3)
 
 
+def test_sockets_of_one_ipv6_network() -> None:
+    """A subscriber has all addresses of a /64."""
+
+    async def scenario(stage: Stage) -> None:
+        clients = [stage.visitor(number, f"2001:db8:1:1:{number}::1") for number in range(4)]
+        elsewhere = stage.visitor(9, "2001:db8:1:2::1")
+        await settle()
+        assert [client.tape.code for client in clients] == [None, None, None, 4409]
+        assert elsewhere.tape.code is None
+
+    run(scenario, visitor_sockets_per_address=3)
+
+
 def test_nothing_is_kept_of_sockets_that_have_gone() -> None:
     async def scenario(stage: Stage) -> None:
         conversation_id, _ = stage.world.start(LEAD)
@@ -466,7 +479,7 @@ def test_nothing_is_kept_of_sockets_that_have_gone() -> None:
         visitors = stage.realtime.visitors
         assert not visitors.authenticated()
         assert visitors.count == 0
-        assert visitors._by_address == {}
+        assert visitors._by_network == {}
         assert stage.realtime.typists._until == {}
         assert conversation_id not in stage.realtime.public_rooms
 

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,6 +29,8 @@ FORBIDDEN = [
     "172.31.255.255",
     "192.168.1.1",
     "169.254.169.254",
+    "168.63.129.16",
+    "::ffff:168.63.129.16",
     "100.64.0.1",
     "100.127.255.255",
     "192.0.0.8",
@@ -119,6 +121,16 @@ def test_a_literal_that_cannot_work_is_refused_at_once(address: str) -> None:
 def test_urls_that_cannot_work(url: str) -> None:
     with pytest.raises(ValidationFailed):
         check_url(url, ())
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "127.1", "0X7F000001"])
+def test_an_address_in_another_form_than_usual(host: str) -> None:
+    """Also where its network is open: it could never be delivered to."""
+    with pytest.raises(ValidationFailed) as refused:
+        check_url(f"http://{host}:8080/", ("127.0.0.0/8",))
+    assert refused.value.details[0].field == "url"
+    assert "127.0.0.1" in refused.value.message
+    check_url("http://127.0.0.1:8080/", ("127.0.0.0/8",))
 
 
 @pytest.mark.parametrize(
@@ -238,6 +250,64 @@ def test_the_metadata_address_is_not_connected_to(monkeypatch: pytest.MonkeyPatc
     assert opened == []
 
 
+def send_to_another_protocol(scheme: str, greeting: bytes) -> Attempt:
+    """To a server that says something before it is asked."""
+
+    async def run() -> Attempt:
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(greeting)
+            with suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+            left.set()
+
+        left = asyncio.Event()
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        sender = Sender(("127.0.0.0/8",), timeout_seconds=3)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            url = f"{scheme}://127.0.0.1:{port}/path"
+            return await sender.send(url, message_id="1", secrets=[SECRET], body="{}")
+        finally:
+            await sender.aclose()
+            await left.wait()
+            server.close()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"SSH-2.0-secret\r\n", b"220 secret ESMTP\r\n", b"HTTP/1.1 secret\r\n\r\n"],
+)
+def test_what_is_no_http_is_not_quoted(greeting: bytes) -> None:
+    attempt = send_to_another_protocol("http", greeting)
+    assert (attempt.status, attempt.error) == (None, "the answer is not valid HTTP")
+    attempt = send_to_another_protocol("https", greeting)
+    assert (attempt.status, attempt.error) == (None, "no connection: TLS failed")
+
+
+class NoSuchName(ScriptedResolver):
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,  # noqa: ARG002  # the interface has it
+        family: socket.AddressFamily = socket.AF_INET,  # noqa: ARG002  # the interface has it
+    ) -> list[ResolveResult]:
+        raise OSError(f"secret {host}")
+
+
+def test_errors_are_in_our_own_words(receiver: Receiver) -> None:
+    local = ("127.0.0.0/8",)
+    receiver.decide = lambda _: Reply(cut=True)
+    assert send(receiver.url, allowed=local).error == "no answer: the connection was closed"
+    receiver.go_away()
+    assert send(receiver.url, allowed=local).error == "no connection: refused"
+    resolver = NoSuchName()
+    error = send("http://a.example/", resolver=resolver).error
+    assert error == "no connection: the name can't be resolved"
+
+
 def test_a_name_that_changes_its_mind(receiver: Receiver) -> None:
     """Checked is the address that is connected to, not one that was looked up before."""
     resolver = ScriptedResolver(["192.0.2.1"], ["127.0.0.1"])
@@ -266,7 +336,10 @@ def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
             status=status, headers=(("location", target),)
         )
         attempt = send(receiver.url, allowed=("127.0.0.0/8",))
-        assert (attempt.status, attempt.error) == (status, f"answered {status}")
+        assert (attempt.status, attempt.error) == (
+            status,
+            f"answered {status}; redirects are not followed",
+        )
     assert {each.path for each in receiver.requests} == {"/hook"}
 
 

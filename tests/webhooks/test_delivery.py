@@ -11,7 +11,9 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from loguru import logger
 
+from messaging_server import metrics
 from messaging_server.events import ConversationUpdated
 from messaging_server.webhooks import queue_queries
 from messaging_server.webhooks.delivery import RETRY_SECONDS
@@ -109,8 +111,8 @@ def test_a_wrong_word_by_sql_holds_nobody_up(dsn: str, receiver: Receiver) -> No
             await world.database.execute(
                 """
                 update conversations
-                set status = 'LOST', priority = 'URGENT', ai_priority = 'URGENT', ai_summary = 'x',
-                    ai_tags = '{}', ai_provider = 'x', ai_updated_at = now()
+                set status = 'LOST', priority = 'URGENT', ai_priority = 'NONSENSE',
+                    ai_summary = 'x', ai_tags = '{}', ai_provider = 'x', ai_updated_at = now()
                 where id = $1
                 """,
                 conversation_ids[0],
@@ -119,10 +121,56 @@ def test_a_wrong_word_by_sql_holds_nobody_up(dsn: str, receiver: Receiver) -> No
             await world.until_done(webhook_id, 2)
         told = {each.type: each for each in receiver.requests}
         conversation = told["conversation.ai_updated"].json["data"]["conversation"]
-        assert (conversation["status"], conversation["ai"]["priority"]) == ("LOST", "URGENT")
+        assert (conversation["status"], conversation["ai"]["priority"]) == ("LOST", "NONSENSE")
         assert told["message.created"].text == "hello"
 
     asyncio.run(scenario())
+
+
+POISON = """
+    insert into webhook_outbox (event, ordering_key, subject_id, detail)
+    values ('conversation.exploded', $1, $1, null),
+        ('conversation.assigned', $1, $1, '{"agentId": "nobody", "previousAgentId": null}'),
+        ('conversation.updated', $1, $1, '"secret"')
+"""
+
+
+def test_what_cannot_be_told_is_dropped_and_the_rest_goes_on(dsn: str, receiver: Receiver) -> None:
+    """Facts that were written by hand, and a message that can't be read any more."""
+    logged: list[str] = []
+    sink = logger.add(
+        lambda line: logged.append(str(line)), level="ERROR", format="{message} {extra}"
+    )
+    dropped = metrics.WEBHOOK_DROPPED._value.get()
+
+    async def scenario() -> None:
+        async with running(dsn) as world:
+            webhook_id = await world.hook(receiver.url, events=())
+            async with world.database.transaction():
+                conversation_ids = await world.conversations(2)
+                for number in range(20):
+                    await world.say(conversation_ids[number % 2], str(number))
+                    if number == 10:
+                        await world.database.execute(POISON, conversation_ids[0])
+                await world.database.execute(
+                    "update messages set content_type = 'secret' where content_text = '4'"
+                )
+            await world.until_done(webhook_id, 3 + 19)
+            assert await world.database.fetch_value("select count(*) from webhook_outbox") == 0
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        logger.remove(sink)
+    texts = [each.text for each in receiver.requests if each.type == "message.created"]
+    for parity in (0, 1):
+        numbers = [int(text) for text in texts if int(text) % 2 == parity]
+        assert numbers == [n for n in range(parity, 20, 2) if n != 4]
+    assert len(logged) == 4
+    assert metrics.WEBHOOK_DROPPED._value.get() == dropped + 4
+    assert "secret" not in "".join(logged)
+    for event in ("message.created", "conversation.exploded", "conversation.assigned"):
+        assert any(event in line and "subject_id" in line for line in logged)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -217,12 +265,16 @@ def test_one_webhook_has_at_most_16_calls_at_a_time(dsn: str, receiver: Receiver
     [
         (Reply(status=204, body=b""), 204, None),
         (Reply(endless=True), 200, None),
-        (Reply(status=302, headers=(("location", "/elsewhere"),)), 302, "answered 302"),
+        (
+            Reply(status=302, headers=(("location", "/elsewhere"),)),
+            302,
+            "answered 302; redirects are not followed",
+        ),
         (Reply(status=400), 400, "answered 400"),
         (Reply(status=503, endless=True), 503, "answered 503"),
-        (Reply(cut=True), None, "no answer"),
+        (Reply(cut=True), None, "no answer: the connection was closed"),
         (Reply(hang=True), None, "no answer within 1 s"),
-        (Reply(headers=(("x", "y" * 100_000),)), None, "no answer"),
+        (Reply(headers=(("x", "y" * 100_000),)), None, "the answer is not valid HTTP"),
     ],
 )
 def test_answers(

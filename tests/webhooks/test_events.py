@@ -12,22 +12,24 @@ import asyncpg
 import pytest
 from standardwebhooks import WebhookVerificationError
 
+from messaging_server.webhooks.queue_queries import OUTBOX_LOCK
 from tests.api import shapes
 from tests.api.shapes import check
 from tests.client import Api, wait_until
 from tests.public.site import Site
 from tests.webhooks.conftest import Hooks
-from tests.webhooks.receiver import Received, Receiver, verified
+from tests.webhooks.receiver import Received, Receiver, Reply, verified
 
 TOLD_CONVERSATION = {
     key: shapes.CONVERSATION[key]
     for key in shapes.CONVERSATION
     if key not in ("lead", "lastMessage", "lastSeq", "unreadCount", "urgency")
 }
+TOLD_LEAD = {**shapes.LEAD, "verified": bool}
 FLAGS = re.DOTALL | re.MULTILINE
-ABOUT = {"conversation": TOLD_CONVERSATION, "lead": shapes.LEAD, "truncated": bool}
+ABOUT = {"conversation": TOLD_CONVERSATION, "lead": TOLD_LEAD, "truncated": bool}
 AGENT = shapes.CONVERSATION["assignedAgent"]
-STATUS = shapes.one_of("sent", "failed", "delivered", "read")
+STATUS = shapes.one_of("failed", "delivered", "read")
 DATA: dict[str, dict[str, Any]] = {
     "message.created": {"message": shapes.MESSAGE, **ABOUT},
     "message.status": {
@@ -41,9 +43,9 @@ DATA: dict[str, dict[str, Any]] = {
     "conversation.assigned": {"assignedAgent": AGENT, "previousAgent": AGENT, **ABOUT},
     "conversation.status_changed": {"status": str, "previousStatus": str, **ABOUT},
     "conversation.ai_updated": ABOUT,
-    "lead.created": {"lead": shapes.LEAD, "truncated": bool},
-    "lead.updated": {"lead": shapes.LEAD, "changed": [str], "truncated": bool},
-    "lead.merged": {"lead": shapes.LEAD, "mergedLeadId": str, "truncated": bool},
+    "lead.created": {"lead": TOLD_LEAD, "truncated": bool},
+    "lead.updated": {"lead": TOLD_LEAD, "changed": [str], "truncated": bool},
+    "lead.merged": {"lead": TOLD_LEAD, "mergedLeadId": str, "truncated": bool},
 }
 
 
@@ -71,7 +73,7 @@ def test_messages(api: Api, hooks: Hooks, receiver: Receiver) -> None:
     (data,) = wait_for(receiver, "message.created")
     assert data["message"] == sent
     assert data["conversation"]["id"] == conversation["id"]
-    assert data["lead"] == conversation["lead"]
+    assert data["lead"] == {**conversation["lead"], "verified": True}
     assert data["truncated"] is False
     received = receiver.requests[0]
     assert verified(received, webhook["secret"])["data"] == data
@@ -178,6 +180,26 @@ def test_merged_leads(api: Api, site: Site, hooks: Hooks, receiver: Receiver) ->
     assert moved["lead"]["id"] == known["lead"]["id"]
 
 
+def test_a_typed_address_is_not_a_true_one(
+    api: Api, site: Site, hooks: Hooks, receiver: Receiver
+) -> None:
+    """A visitor types an e-mail; then the website says who it is, with the same one."""
+    hooks.make(receiver.url, events=["lead.created", "lead.updated"])
+    visitor = site.visitor(name="Ana", email="ana@example.com")
+    visitor.send("hello")
+    (typed,) = wait_for(receiver, "lead.created")
+    assert (typed["lead"]["email"], typed["lead"]["verified"]) == ("ana@example.com", False)
+    identity = site.identity(uuid4().hex, name="Ana", email="ana@example.com")
+    site.open(visitorToken=visitor.visitor_token, identityToken=identity)
+    (told,) = wait_for(receiver, "lead.updated")
+    assert told["changed"] == ["verified"]
+    assert told["lead"] == {
+        **typed["lead"],
+        "verified": True,
+        "updatedAt": told["lead"]["updatedAt"],
+    }
+
+
 def test_delivery_status(api: Api, site: Site, hooks: Hooks, receiver: Receiver) -> None:
     hooks.make(receiver.url, events=["message.created", "message.status"])
     visitor = site.visitor()
@@ -208,6 +230,70 @@ def test_private_notes(api: Api, hooks: Hooks, receiver: Receiver) -> None:
         assert [each["message"] for each in wait_for(receiver, "message.created")] == [public]
         assert [each["message"] for each in wait_for(trusted, "message.created")] == [note, public]
         assert not any(secret in each.body.decode() for each in receiver.requests)
+
+
+def test_notes_are_taken_back(api: Api, hooks: Hooks, receiver: Receiver) -> None:
+    """Pending and finished ones, of this webhook only, and what waits behind them goes on."""
+    other = hooks.make(receiver.url, events=["message.created"], includePrivateNotes=True)
+    api.patch(f"/webhooks/{other['id']}", {"enabled": False})
+    receiver.decide = lambda _: Reply(status=200 if len(receiver.requests) == 1 else 500)
+    webhook = hooks.make(receiver.url, events=["message.created"], includePrivateNotes=True)
+    path = f"/webhooks/{webhook['id']}"
+    conversation = api.new_conversation()
+    for text, private in (("sent", True), ("stuck", True), ("behind", False), ("last", True)):
+        api.send(conversation["id"], text, private=private)
+    notes = wait_until(
+        lambda: (
+            len(of := [each for each in hooks.deliveries(webhook["id"]) if each["attempts"]]) == 2
+            and of
+        )
+    )
+    wait_until(lambda: len(hooks.deliveries(webhook["id"])) == 4)
+    assert [each.text for each in receiver.requests] == ["sent", "stuck"]
+    receiver.decide = lambda _: Reply()
+    api.patch(path, {"includePrivateNotes": False})
+    assert len(hooks.deliveries(webhook["id"])) == 1
+    for each in notes:
+        api.post(f"{path}/deliveries/{each['id']}/retry", expect=404)
+    wait_until(lambda: hooks.deliveries(webhook["id"], status="SUCCEEDED"))
+    assert api.post(f"{path}/replay", {"since": "2026-01-01T00:00:00Z"}) == {"count": 1}
+    wait_until(lambda: len(receiver.requests) == 4)
+    assert [each.text for each in receiver.requests[2:]] == ["behind", "behind"]
+    assert len(hooks.deliveries(other["id"])) == 4
+    api.patch(f"/webhooks/{other['id']}", {"enabled": True})
+    wait_until(lambda: len(receiver.requests) == 8)
+    assert [each.text for each in receiver.requests[4:]] == ["sent", "stuck", "behind", "last"]
+
+
+def test_a_note_that_is_being_made_a_delivery_is_taken_back_too(
+    api: Api, module_dsn: str, hooks: Hooks, receiver: Receiver
+) -> None:
+    webhook = hooks.make(receiver.url, events=["lead.updated"], includePrivateNotes=True)
+    path = f"/webhooks/{webhook['id']}"
+    api.patch(path, {"enabled": False})
+
+    async def scenario() -> None:
+        connection = await asyncpg.connect(module_dsn)
+        try:
+            async with connection.transaction():
+                await connection.execute("select pg_advisory_xact_lock($1)", OUTBOX_LOCK)
+                changes = {"includePrivateNotes": False}
+                patch = asyncio.create_task(asyncio.to_thread(api.patch, path, changes))
+                await asyncio.sleep(0.3)
+                await connection.execute(
+                    """
+                    insert into webhook_deliveries
+                        (position, webhook_id, event, ordering_key, private, created_at)
+                    values (1, $1, 'message.created', gen_random_uuid(), true, now())
+                    """,
+                    webhook["id"],
+                )
+            await patch
+        finally:
+            await connection.close()
+
+    asyncio.run(scenario())
+    assert hooks.deliveries(webhook["id"]) == []
 
 
 def test_a_long_text_is_cut(api: Api, hooks: Hooks, receiver: Receiver) -> None:
