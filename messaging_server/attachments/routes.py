@@ -39,7 +39,7 @@ CONTENT_HEADERS = {
 }
 """What was uploaded is shown by pages of any site, and never acts as a page itself."""
 
-_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
 _ASCII_NAME = re.compile(r"[^\w!#$&+.^`|~ ()-]", re.ASCII)
 
 

@@ -76,7 +76,7 @@ class ShownSecret(Model, frozen=True):
 
     id: UUID
     secret: str
-    previous_secret_until: Timestamp
+    previous_secret_valid_until: Timestamp
 
 
 class TestOutcome(Model, frozen=True):
@@ -212,7 +212,7 @@ async def rotate_secret(database: Database, webhook_id: UUID) -> ShownSecret:
     )
     if until is None:
         raise NotFound(NO_SUCH_WEBHOOK)
-    return ShownSecret(id=webhook_id, secret=secret, previous_secret_until=timestamp(until))
+    return ShownSecret(id=webhook_id, secret=secret, previous_secret_valid_until=timestamp(until))
 
 
 async def delete_webhook(database: Database, webhook_id: UUID) -> None:

@@ -197,7 +197,7 @@ WEBHOOK = {
     "updatedAt": time,
 }
 SHOWN_WEBHOOK = {**WEBHOOK, "secret": str}
-SHOWN_WEBHOOK_SECRET = {"id": uuid7, "secret": str, "previousSecretUntil": time}
+SHOWN_WEBHOOK_SECRET = {"id": uuid7, "secret": str, "previousSecretValidUntil": time}
 WEBHOOK_TEST = {
     "succeeded": bool,
     "responseStatus": (int, None),

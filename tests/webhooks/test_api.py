@@ -96,7 +96,7 @@ def test_during_a_rotation_both_secrets_are_good(
     webhook = hooks.make(receiver.url, events=["message.created"])
     shown = api.post(f"/webhooks/{webhook['id']}/rotate-secret", expect=200)
     check(shown, shapes.SHOWN_WEBHOOK_SECRET)
-    until = datetime.fromisoformat(shown["previousSecretUntil"])
+    until = datetime.fromisoformat(shown["previousSecretValidUntil"])
     assert 23 < (until - datetime.now(UTC)).total_seconds() / 3600 <= 24
     api.send(api.new_conversation()["id"])
     wait_until(lambda: receiver.requests)
