@@ -69,7 +69,7 @@ async def bare_loop(dsn: str, ids: list[UUID], messages: int) -> None:
         for _ in left:
             row = await statement.fetchrow(
                 next(cycle), None, None, uuid7(), sender, "AGENT", "TEXT", TEXT, None, None, None,
-                None, TEXT, quiet, wait,
+                None, 0, TEXT, quiet, wait,
             )  # fmt: skip
             assert row is not None
         await connection.close()
