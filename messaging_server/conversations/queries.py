@@ -170,11 +170,11 @@ async def views_of(
     database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
 ) -> list[Conversation]:
     """The conversations of rows with `VERSIONS` and `LOOK`; without those just lost to sight."""
-    found = {row["id"]: cache.find(row["id"], versions_of(row)) for row in rows}
-    missing = [conversation_id for conversation_id, view in found.items() if view is None]
-    if missing:
-        found |= await _read_views(database, cache, caller, missing)
-    return [_as_of(row, view) for row in rows if (view := found[row["id"]]) is not None]
+    held = [(row, cache.find(row["id"], versions_of(row))) for row in rows]
+    missing = [row["id"] for row, view in held if view is None]
+    read = await _read_views(database, cache, caller, missing) if missing else {}
+    views = (_as_of(row, view) if view else read.get(row["id"]) for row, view in held)
+    return [view for view in views if view is not None]
 
 
 async def _read_views(
