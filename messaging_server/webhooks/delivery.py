@@ -9,10 +9,9 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-import asyncpg
 from loguru import logger
 from msgspec import Struct
 
@@ -33,8 +32,8 @@ from messaging_server.events import (
 )
 from messaging_server.models import WebhookDeliveryStatus
 from messaging_server.webhooks import queue_queries as queries
-from messaging_server.webhooks.payloads import OutboxEntry, Sources, render
-from messaging_server.webhooks.queue_queries import Claim, Health, Listener, NewDelivery, Result
+from messaging_server.webhooks.outbox import OUTBOX_AT_ONCE, empty_outbox
+from messaging_server.webhooks.queue_queries import Claim, Health, Result
 from messaging_server.webhooks.sender import TIMEOUT_SECONDS, Attempt, Sender
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ PRUNE_SECONDS = 60.0
 PRUNE_PAUSE_SECONDS = 0.1
 STOP_SECONDS = 3.0
 LEASE_MARGIN_SECONDS = 5.0
-OUTBOX_AT_ONCE = 500
 
 TOTAL_PLACES = 64
 PLACES_OF_ONE = 16
@@ -202,38 +200,14 @@ class Webhooks:
 
     async def _empty_outbox(self) -> bool:
         """Make deliveries of the facts; False when somebody else is at it."""
-        async with self._database.transaction():
-            if not await queries.try_lock_outbox(self._database):
-                return False
-            rows = await queries.take_outbox(self._database, limit=OUTBOX_AT_ONCE)
-            listeners = await queries.fetch_listeners(self._database)
-            deliveries, bodies = await self._prepare(rows, listeners)
-            if deliveries:
-                await queries.insert_deliveries(self._database, deliveries, bodies)
-        if len(rows) == OUTBOX_AT_ONCE:
+        taken = await empty_outbox(self._database)
+        if taken is None:
+            return False
+        if taken == OUTBOX_AT_ONCE:
             self._woken.set()
         else:
             self._emptied_at = self._loop_time()
         return True
-
-    async def _prepare(
-        self, rows: Sequence[Mapping[str, Any]], listeners: Sequence[Listener]
-    ) -> tuple[list[NewDelivery], dict[int, str]]:
-        """As `deliveries_of`; what can't be told is dropped, so that it holds up nothing else."""
-        try:
-            entries = [queries.to_entry(row) for row in rows]
-            sources = await queries.fetch_sources(self._database, entries)
-            return deliveries_of(entries, listeners, sources)
-        except (Unavailable, asyncpg.PostgresError):
-            raise
-        except Exception as defect:  # noqa: BLE001  # whatever it is, it is one entry's
-            if len(rows) == 1:
-                drop(rows[0], defect)
-                return [], {}
-        middle = len(rows) // 2
-        first, first_bodies = await self._prepare(rows[:middle], listeners)
-        second, second_bodies = await self._prepare(rows[middle:], listeners)
-        return first + second, first_bodies | second_bodies
 
     async def _settle(self, *, claim: bool) -> float:
         """Save what has ended and begin what is due, as places allow."""
@@ -366,39 +340,6 @@ class Webhooks:
     async def _prune_some(self) -> bool:
         async with self._database.transaction():
             return await queries.prune(self._database) > 0
-
-
-def deliveries_of(
-    entries: Sequence[OutboxEntry], listeners: Sequence[Listener], sources: Sources
-) -> tuple[list[NewDelivery], dict[int, str]]:
-    """One for each webhook that wants to know, and the bodies by the positions of the entries.
-
-    What has been erased is told to nobody.
-    """
-    deliveries: list[NewDelivery] = []
-    bodies: dict[int, str] = {}
-    for entry in entries:
-        message = sources.messages.get(entry.subject_id)
-        private = message is not None and message.private
-        wanting = [
-            listener.id
-            for listener in listeners
-            if (not listener.events or entry.event in listener.events)
-            and (listener.include_private_notes or not private)
-        ]
-        body = render(entry, sources) if wanting else None
-        if body is not None:
-            bodies[entry.position] = body
-            deliveries += [NewDelivery(webhook_id, entry, private) for webhook_id in wanting]
-    return deliveries, bodies
-
-
-def drop(row: Mapping[str, Any], defect: Exception) -> None:
-    """Only the kind of the defect is logged: its text may repeat what must not be in a log."""
-    metrics.WEBHOOK_DROPPED.inc()
-    logger.bind(
-        event=row["event"], position=row["position"], subject_id=str(row["subject_id"])
-    ).error("A webhook event can't be told: {}", type(defect).__name__)
 
 
 def health_of(ended: Sequence[Ended]) -> list[Health]:

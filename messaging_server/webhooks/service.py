@@ -25,7 +25,7 @@ from messaging_server.models import (
     WebhookEvent,
     timestamp,
 )
-from messaging_server.webhooks import queries, queue_queries
+from messaging_server.webhooks import outbox_queries, queries, queue_queries
 from messaging_server.webhooks.addresses import AddressRules
 from messaging_server.webhooks.delivery import Webhooks
 from messaging_server.webhooks.payloads import encode
@@ -192,7 +192,7 @@ async def update_webhook(
     without_notes = changes.get("include_private_notes") is False
     async with database.transaction():
         if without_notes:
-            await queue_queries.lock_outbox(database)
+            await outbox_queries.lock_outbox(database)
         webhook = await queries.update_webhook(database, webhook_id, changes)
         if webhook is None:
             raise NotFound(NO_SUCH_WEBHOOK)

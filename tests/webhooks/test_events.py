@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from standardwebhooks import WebhookVerificationError
 
-from messaging_server.webhooks.queue_queries import OUTBOX_LOCK
+from messaging_server.webhooks.outbox_queries import OUTBOX_LOCK
 from tests.api import shapes
 from tests.api.shapes import check
 from tests.client import Api, wait_until
