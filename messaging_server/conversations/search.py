@@ -12,9 +12,9 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from messaging_server.conversations.queries import JOINS, LOOK, VERSIONS, views_of
 from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
 from messaging_server.conversations.view_cache import ViewCache
+from messaging_server.conversations.view_queries import JOINS, LOOK, VERSIONS, views_of
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
 from messaging_server.leads.queries import search_condition, search_pattern

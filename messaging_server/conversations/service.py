@@ -10,7 +10,7 @@ from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from messaging_server.conversations import message_queries, queries
+from messaging_server.conversations import message_queries, queries, view_queries
 from messaging_server.database import Database
 from messaging_server.errors import Forbidden, NotFound, ValidationFailed
 from messaging_server.events import (
@@ -77,7 +77,7 @@ class Opened(Struct, frozen=True):
 async def fetch_conversation(
     database: Database, caller: Caller, conversation_id: UUID
 ) -> Conversation:
-    conversation = await queries.fetch_conversation(database, caller, conversation_id)
+    conversation = await view_queries.fetch_conversation(database, caller, conversation_id)
     if conversation is None:
         raise NotFound(NO_SUCH_CONVERSATION)
     return conversation
@@ -210,11 +210,11 @@ async def fetch_views(
     database: Database, conversation_ids: Sequence[UUID], callers: Sequence[Caller]
 ) -> list[tuple[UUID, Conversation]]:
     """Each conversation as each caller sees it, with the caller's id."""
-    return await queries.fetch_views(database, conversation_ids, callers)
+    return await view_queries.fetch_views(database, conversation_ids, callers)
 
 
 async def fetch_heads(database: Database, conversation_ids: Sequence[UUID]) -> dict[UUID, int]:
-    return await queries.fetch_heads(database, conversation_ids)
+    return await view_queries.fetch_heads(database, conversation_ids)
 
 
 async def open_conversation(

@@ -1,0 +1,243 @@
+"""SQL that reads conversations as one user sees them: an ADMIN, or the agent it is assigned to."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec import structs
+
+from messaging_server.conversations.urgency import URGENT_SINCE, urgency_of
+from messaging_server.conversations.view_cache import Versions, ViewCache
+from messaging_server.database import Database
+from messaging_server.models import (
+    AiView,
+    AssignedAgent,
+    Caller,
+    ContentType,
+    Conversation,
+    LastMessage,
+    Lead,
+    Priority,
+    SenderType,
+    Source,
+    Status,
+    timestamp,
+)
+
+VISIBLE = "($1 or c.assigned_agent_id = $2)"
+"""$1: the caller is ADMIN; $2: the caller's id."""
+
+LOOK = f"""
+    c.waiting_since, {URGENT_SINCE} as urgent_since, now() as read_at,
+    c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count
+"""
+"""What depends on the viewer or on the moment."""
+
+VERSIONS = "c.id, c.xmin as version_of_row, l.xmin as version_of_lead, u.xmin as version_of_agent"
+
+COLUMNS = f"""
+    c.id, c.inbox_id, c.status, c.priority, c.priority_source, c.tags, c.tags_source,
+    c.ai_summary, c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq,
+    c.last_seq, c.last_public_seq, c.last_message_sender_type, c.last_message_content_type,
+    c.last_message_preview, c.last_message_at, c.snoozed_until, c.created_at, c.updated_at,
+    c.version, c.assigned_agent_id, {LOOK},
+    u.email as agent_email, u.name as agent_name,
+    l.id as lead_id, l.name as lead_name, l.email as lead_email, l.phone as lead_phone,
+    l.attributes as lead_attributes, l.created_at as lead_created_at,
+    l.updated_at as lead_updated_at
+"""
+
+JOINS = """
+    join leads l on l.id = c.lead_id
+    left join users u on u.id = c.assigned_agent_id
+    left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}
+"""
+
+
+def to_conversation(row: Mapping[str, Any]) -> Conversation:
+    status, priority = Status(row["status"]), _priority(row["priority"])
+    return Conversation(
+        id=row["id"],
+        inbox_id=row["inbox_id"],
+        lead=_lead(row),
+        assigned_agent=_agent(row),
+        status=status,
+        priority=priority,
+        priority_source=Source(row["priority_source"]),
+        tags=row["tags"],
+        tags_source=Source(row["tags_source"]),
+        summary=row["ai_summary"],
+        ai=_ai_view(row),
+        last_message=_last_message(row),
+        last_seq=row["last_seq"],
+        unread_count=row["unread_count"],
+        waiting_since=_optional_timestamp(row["waiting_since"]),
+        urgency=urgency_of(
+            status,
+            priority,
+            waiting_since=row["waiting_since"],
+            urgent_since=row["urgent_since"],
+            now=row["read_at"],
+        ),
+        snoozed_until=_optional_timestamp(row["snoozed_until"]),
+        created_at=timestamp(row["created_at"]),
+        updated_at=timestamp(row["updated_at"]),
+        version=row["version"],
+    )
+
+
+def _optional_timestamp(at: datetime | None) -> str | None:
+    return timestamp(at) if at is not None else None
+
+
+def _priority(value: str | None) -> Priority | None:
+    return Priority(value) if value is not None else None
+
+
+def _lead(row: Mapping[str, Any]) -> Lead:
+    attributes = row["lead_attributes"]
+    return Lead(
+        id=row["lead_id"],
+        name=row["lead_name"],
+        email=row["lead_email"],
+        phone=row["lead_phone"],
+        attributes=msgspec.json.decode(attributes) if attributes != "{}" else {},
+        created_at=timestamp(row["lead_created_at"]),
+        updated_at=timestamp(row["lead_updated_at"]),
+    )
+
+
+def _agent(row: Mapping[str, Any]) -> AssignedAgent | None:
+    if row["assigned_agent_id"] is None:
+        return None
+    return AssignedAgent(
+        id=row["assigned_agent_id"], email=row["agent_email"], name=row["agent_name"]
+    )
+
+
+def _ai_view(row: Mapping[str, Any]) -> AiView | None:
+    if row["ai_updated_at"] is None:
+        return None
+    return AiView(
+        summary=row["ai_summary"],
+        priority=Priority(row["ai_priority"]),
+        tags=row["ai_tags"],
+        updated_at=timestamp(row["ai_updated_at"]),
+        analyzed_through_seq=row["analyzed_seq"],
+        provider=row["ai_provider"],
+    )
+
+
+def _last_message(row: Mapping[str, Any]) -> LastMessage | None:
+    if row["last_message_at"] is None:
+        return None
+    return LastMessage(
+        seq=row["last_public_seq"],
+        sender_type=SenderType(row["last_message_sender_type"]),
+        content_type=ContentType(row["last_message_content_type"]),
+        preview=row["last_message_preview"],
+        created_at=timestamp(row["last_message_at"]),
+    )
+
+
+async def fetch_conversation(
+    database: Database, caller: Caller, conversation_id: UUID
+) -> Conversation | None:
+    row = await database.fetch_row(
+        f"""
+        select {COLUMNS}
+        from conversations c {JOINS.format(user_id="$2")}
+        where {VISIBLE} and c.id = $3
+        """,
+        caller.is_admin,
+        caller.id,
+        conversation_id,
+    )
+    return to_conversation(row) if row else None
+
+
+async def views_of(
+    database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
+) -> list[Conversation]:
+    """The conversations of rows with `VERSIONS` and `LOOK`; without those just lost to sight."""
+    held = [(row, cache.find(row["id"], versions_of(row))) for row in rows]
+    missing = [row["id"] for row, view in held if view is None]
+    read = await _read_views(database, cache, caller, missing) if missing else {}
+    views = (_as_of(row, view) if view else read.get(row["id"]) for row, view in held)
+    return [view for view in views if view is not None]
+
+
+async def _read_views(
+    database: Database, cache: ViewCache, caller: Caller, conversation_ids: list[UUID]
+) -> dict[UUID, Conversation]:
+    rows = await database.fetch(
+        f"""
+        select {VERSIONS}, {COLUMNS}
+        from conversations c {JOINS.format(user_id="$2")}
+        where {VISIBLE} and c.id = any($3)
+        """,
+        caller.is_admin,
+        caller.id,
+        conversation_ids,
+    )
+    found = {}
+    for row in rows:
+        found[row["id"]] = conversation = to_conversation(row)
+        cache.keep(versions_of(row), conversation)
+    return found
+
+
+def versions_of(row: Mapping[str, Any]) -> Versions:
+    return row["version_of_row"], row["version_of_lead"], row["version_of_agent"]
+
+
+def _as_of(row: Mapping[str, Any], view: Conversation) -> Conversation:
+    """`view` with what depends on the viewer or the moment."""
+    unread_count = row["unread_count"]
+    if unread_count == view.unread_count and view.urgency is None:
+        return view
+    urgency = urgency_of(
+        view.status,
+        view.priority,
+        waiting_since=row["waiting_since"],
+        urgent_since=row["urgent_since"],
+        now=row["read_at"],
+    )
+    return structs.replace(view, unread_count=unread_count, urgency=urgency)
+
+
+async def fetch_views(
+    database: Database, conversation_ids: Sequence[UUID], callers: Sequence[Caller]
+) -> list[tuple[UUID, Conversation]]:
+    """Each conversation as each caller sees it, pairs that may not be seen left out.
+
+    Callers to whom it looks alike share one object.
+    """
+    rows = await database.fetch(
+        f"""
+        select viewer.id as viewer_id, {COLUMNS}
+        from unnest($1::uuid[], $2::boolean[]) as viewer (id, is_admin)
+        join conversations c
+            on c.id = any($3) and (viewer.is_admin or c.assigned_agent_id = viewer.id)
+        {JOINS.format(user_id="viewer.id")}
+        """,
+        [caller.id for caller in callers],
+        [caller.is_admin for caller in callers],
+        list(conversation_ids),
+    )
+    views: dict[tuple[UUID, int], Conversation] = {}
+    for row in rows:
+        look = (row["id"], row["unread_count"])
+        if look not in views:
+            views[look] = to_conversation(row)
+    return [(row["viewer_id"], views[row["id"], row["unread_count"]]) for row in rows]
+
+
+async def fetch_heads(database: Database, conversation_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """`last_seq` by conversation; those that are gone are missing."""
+    rows = await database.fetch(
+        "select id, last_seq from conversations where id = any($1)", list(conversation_ids)
+    )
+    return {row["id"]: row["last_seq"] for row in rows}
