@@ -18,7 +18,7 @@ import uvloop
 from measure import BenchServer, Connection, cpu_of
 from uuid_utils.compat import uuid7
 
-from messaging_server.conversations.message_queries import APPEND_REPLY
+from messaging_server.conversations.append_queries import REPLY
 
 CONNECTIONS = 16
 CONVERSATIONS = 1_000
@@ -65,11 +65,11 @@ async def bare_loop(dsn: str, ids: list[UUID], messages: int) -> None:
 
     async def work() -> None:
         connection = await asyncpg.connect(dsn)
-        statement = await connection.prepare(APPEND_REPLY)
+        statement = await connection.prepare(REPLY.one)
         for _ in left:
             row = await statement.fetchrow(
-                next(cycle), None, None, uuid7(), sender, "AGENT", "TEXT", TEXT, None, None, None,
-                None, 0, TEXT, quiet, wait,
+                uuid7(), next(cycle), "AGENT", sender, "TEXT", TEXT, None, TEXT, None, None, None,
+                0, None, None, quiet, wait,
             )  # fmt: skip
             assert row is not None
         await connection.close()

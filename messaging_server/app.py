@@ -23,7 +23,8 @@ from messaging_server.attachments import routes as attachment_routes
 from messaging_server.attachments.service import Uploads
 from messaging_server.config import Config
 from messaging_server.conversations import routes as conversation_routes
-from messaging_server.conversations.message_queries import Debounce
+from messaging_server.conversations.append_queries import Debounce
+from messaging_server.conversations.appender import Appender
 from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.dashboard import routes as dashboard_routes
 from messaging_server.database import Database
@@ -70,6 +71,11 @@ def create_app(config: Config) -> Litestar:
     passwords = Passwords(rounds=config.auth.bcrypt_rounds)
     user_tokens = UserTokens(database, tokens, bus)
     api_keys = ApiKeyCheck(database)
+    debounce = Debounce(
+        quiet=timedelta(seconds=config.analysis.quiet_seconds),
+        max_wait=timedelta(seconds=config.analysis.max_wait_seconds),
+    )
+    appender = Appender(database, debounce)
     analysis = Analysis(config, database, bus)
     suggestions = Suggestions(config.ai, database, bus)
     visitor_tokens = VisitorTokens(database, config.auth.secret, bus)
@@ -144,10 +150,7 @@ def create_app(config: Config) -> Litestar:
                 "visitor_tokens": visitor_tokens,
                 "origins": origins,
                 "limiter": limiter,
-                "debounce": Debounce(
-                    quiet=timedelta(seconds=config.analysis.quiet_seconds),
-                    max_wait=timedelta(seconds=config.analysis.max_wait_seconds),
-                ),
+                "appender": appender,
                 "uploads": uploads,
                 "view_cache": ViewCache(),
                 "analysis": analysis,

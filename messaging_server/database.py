@@ -239,6 +239,11 @@ class Database:
         template, arguments = query.querystrings[0].compile_string(engine_type="postgres")
         return await self.fetch(template, *arguments)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether what is run here now is part of an open transaction."""
+        return _current.get() is not None
+
     def publish(self, event: Event) -> None:
         """State a fact: after the commit inside a transaction, at once outside."""
         transaction = _current.get()

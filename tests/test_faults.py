@@ -295,18 +295,18 @@ def test_a_full_pool_answers_503(postgres: EmbeddedPostgres) -> None:
         live_server(dsn, MESSAGING_DATABASE__POOL_SIZE="2") as server,
         Api.first_admin(server.url) as admin,
     ):
-        conversation = admin.new_conversation()["id"]
-        path = f"/conversations/{conversation}/messages"
+        conversations = [admin.new_conversation()["id"] for _ in range(6)]
         answers: list[httpx.Response] = []
         ready: list[httpx.Response] = []
 
-        def send() -> None:
+        def send(conversation: str) -> None:
+            path = f"/conversations/{conversation}/messages"
             answers.append(admin.http.post(path, json={"contentText": "patience"}))
 
         def ask() -> None:
             ready.append(httpx.get(f"{server.url}/health/ready", timeout=12))
 
-        threads = [threading.Thread(target=send) for _ in range(6)]
+        threads = [threading.Thread(target=send, args=(each,)) for each in conversations]
         with locked(dsn, "messages"):
             for thread in threads:
                 thread.start()
@@ -322,7 +322,34 @@ def test_a_full_pool_answers_503(postgres: EmbeddedPostgres) -> None:
         for answer in answers:
             if answer.status_code != 201:
                 assert_unavailable(answer)
-        assert [message["seq"] for message in whole_log(admin, conversation)] == [1, 2]
+        logs = [whole_log(admin, each) for each in conversations]
+        assert sorted(len(log) for log in logs) == [0, 0, 0, 0, 1, 1]
+        server.assert_no_defects()
+
+
+def test_messages_behind_one_that_is_held_up_are_told_so(postgres: EmbeddedPostgres) -> None:
+    """Those of one conversation wait for each other, but not for ever."""
+    with (
+        fresh_database(postgres) as dsn,
+        live_server(dsn) as server,
+        Api.first_admin(server.url) as admin,
+    ):
+        conversation = admin.new_conversation()["id"]
+        path = f"/conversations/{conversation}/messages"
+        answers: list[httpx.Response] = []
+
+        def send() -> None:
+            answers.append(admin.http.post(path, json={"contentText": "patience"}))
+
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        with locked(dsn, "messages"):
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: len(answers) == 3, 12)
+        for thread in threads:
+            thread.join(15)
+        assert sorted(answer.status_code for answer in answers) == [201, 503, 503, 503]
+        assert [message["seq"] for message in whole_log(admin, conversation)] == [1]
         server.assert_no_defects()
 
 

@@ -1,16 +1,10 @@
-"""SQL about messages: the log of each conversation.
-
-Appending is one statement and one round trip. The row lock of the conversation makes `seq`
-gapless and equal to the order of commits.
-"""
+"""SQL that reads messages: the log of each conversation."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
-from uuid_utils.compat import uuid7
 
 from messaging_server.attachments import queries as attachment_queries
 from messaging_server.database import Database
@@ -23,85 +17,6 @@ from messaging_server.models import (
     Sender,
     SenderType,
     timestamp,
-)
-
-_EVERY_MESSAGE = """
-    last_seq = c.last_seq + 1,
-    last_activity_at = greatest(now(), c.last_activity_at),
-    version = c.version + 1,
-    updated_at = now()
-"""
-
-# A failed analysis keeps its back-off, one that was given up gets a new chance.
-_PUBLIC_MESSAGE = """,
-    last_public_seq = c.last_seq + 1,
-    public_count = c.public_count + 1,
-    last_message_sender_type = $6,
-    last_message_content_type = $7,
-    last_message_preview = $14,
-    last_message_at = greatest(now(), c.last_activity_at),
-    analysis_due_at = case
-        when c.analysis_attempts > 0 and c.analysis_failed_at is null then c.analysis_due_at
-        else least(now() + $15, coalesce(c.analysis_first_at, now()) + $16) end,
-    analysis_first_at = coalesce(c.analysis_first_at, now()),
-    analysis_trigger = 'message',
-    analysis_attempts = case when c.analysis_failed_at is null then c.analysis_attempts else 0 end,
-    analysis_error = case when c.analysis_failed_at is null then c.analysis_error end,
-    analysis_failed_at = null
-"""
-
-_LEAD_MESSAGE = """,
-    lead_message_count = c.lead_message_count + 1,
-    waiting_since = coalesce(c.waiting_since, now()),
-    first_lead_message_at = coalesce(c.first_lead_message_at, now()),
-    status = 'OPEN',
-    snoozed_until = null
-"""
-
-_REPLY = """,
-    waiting_since = null,
-    first_reply_seconds = coalesce(
-        c.first_reply_seconds, extract(epoch from now() - c.first_lead_message_at)
-    )
-"""
-
-_APPEND = """
-with conversation as (
-    update conversations c set {changes}
-    where c.id = $1 and ($2::uuid is null or c.assigned_agent_id = $2)
-        and ($3::integer is null or c.last_public_seq <= $3){condition}
-    returning c.id, c.last_seq, c.public_count, c.lead_message_count, c.last_activity_at,
-        c.version, c.assigned_agent_id
-),
-message as (
-    insert into messages (
-        id, conversation_id, seq, public_seq, sender_type, sender_id, content_type, content_text,
-        media_url, private, client_message_id, external_id, inbox_id, attachment_count,
-        lead_message_count, created_at
-    )
-    select $4, c.id, c.last_seq, {public_seq}, $6, $5, $7, $8, $9, {private}, $10, $11, $12, $13,
-        c.lead_message_count, c.last_activity_at
-    from conversation c
-)
-select last_seq, {public_seq} as public_seq, last_activity_at, version, assigned_agent_id
-from conversation c
-"""
-
-# The conversation may have gone to another lead while the statement waited for its lock.
-APPEND_FROM_LEAD = _APPEND.format(
-    changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _LEAD_MESSAGE,
-    condition=" and c.lead_id = $5",
-    private="false",
-    public_seq="c.public_count",
-)
-APPEND_REPLY = _APPEND.format(
-    changes=_EVERY_MESSAGE + _PUBLIC_MESSAGE + _REPLY,
-    condition="",
-    private="false",
-    public_seq="c.public_count",
-)
-APPEND_NOTE = _APPEND.format(
-    changes=_EVERY_MESSAGE, condition="", private="true", public_seq="null::integer"
 )
 
 _COLUMNS = """
@@ -118,95 +33,11 @@ _JOINS = "join leads l on l.id = c.lead_id"
 _SENDER = "left join users u on m.sender_type = 'AGENT' and u.id = m.sender_id"
 
 
-class Debounce(Struct, frozen=True):
-    """How long a conversation must be quiet before it is analysed, and the longest wait."""
-
-    quiet: timedelta
-    max_wait: timedelta
-
-
-class Draft(Struct, frozen=True, kw_only=True):
-    """A message that has not been numbered yet."""
-
-    conversation_id: UUID
-    sender_type: SenderType
-    sender_id: UUID | None
-    content_type: ContentType
-    content_text: str | None
-    media_url: str | None
-    preview: str
-    private: bool = False
-    client_message_id: str | None = None
-    external_id: str | None = None
-    inbox_id: UUID | None = None  # in which `external_id` is known
-    attachment_ids: tuple[UUID, ...] = ()
-
-
-class Appended(Struct, frozen=True):
-    """What numbering a draft gave, with the conversation as of then."""
-
-    id: UUID
-    seq: int
-    public_seq: int | None
-    created_at: datetime
-    version: int
-    assigned_agent_id: UUID | None
-    attachments: tuple[Attachment, ...] = ()
-
-
 class MessageCursor(Struct, frozen=True):
     """Goes on after `seq`, upwards or downwards."""
 
     seq: int
     ascending: bool
-
-
-async def append_message(
-    database: Database,
-    draft: Draft,
-    *,
-    only_agent_id: UUID | None,
-    expected_last_seq: int | None,
-    debounce: Debounce,
-) -> Appended | None:
-    """Number and store `draft`, and make the conversation due for analysis.
-
-    None when the conversation is not there, not assigned to `only_agent_id`, not that of the
-    lead who writes, or has a newer public message than expected. Raises
-    `asyncpg.UniqueViolationError` when the client's or the external id was used before.
-    """
-    arguments = [
-        draft.conversation_id,
-        only_agent_id,
-        expected_last_seq,
-        message_id := uuid7(),
-        draft.sender_id,
-        draft.sender_type,
-        draft.content_type,
-        draft.content_text,
-        draft.media_url,
-        draft.client_message_id,
-        draft.external_id,
-        draft.inbox_id,
-        len(draft.attachment_ids),
-    ]
-    if draft.private:
-        row = await database.fetch_row(APPEND_NOTE, *arguments)
-    else:
-        statement = APPEND_FROM_LEAD if draft.sender_type is SenderType.LEAD else APPEND_REPLY
-        row = await database.fetch_row(
-            statement, *arguments, draft.preview, debounce.quiet, debounce.max_wait
-        )
-    if row is None:
-        return None
-    return Appended(
-        message_id,
-        row["last_seq"],
-        row["public_seq"],
-        row["last_activity_at"],
-        row["version"],
-        row["assigned_agent_id"],
-    )
 
 
 DELIVERY = tuple(DeliveryStatus)

@@ -1,7 +1,6 @@
 """Messages: what is said in a conversation, once, in order, and what follows from it."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -13,7 +12,9 @@ from messaging_server import metrics
 from messaging_server.attachments import queries as attachment_queries
 from messaging_server.attachments.queries import Uploader
 from messaging_server.conversations import message_queries
-from messaging_server.conversations.message_queries import Appended, Debounce, Draft, MessageCursor
+from messaging_server.conversations.append_queries import Appended, Draft
+from messaging_server.conversations.appender import Appender
+from messaging_server.conversations.message_queries import MessageCursor
 from messaging_server.conversations.service import NO_SUCH_CONVERSATION, Seq, fetch_conversation
 from messaging_server.database import Database
 from messaging_server.errors import Conflict, NotFound, ValidationFailed
@@ -74,11 +75,10 @@ class StaleSend(Conflict):
 
 async def send_message(
     database: Database,
+    appender: Appender,
     caller: Caller,
     conversation_id: UUID,
     message: NewMessage,
-    *,
-    debounce: Debounce,
 ) -> Sent:
     """Append an agent's message; a repeated `clientMessageId` finds the first one.
 
@@ -96,55 +96,36 @@ async def send_message(
         private=message.private,
         client_message_id=message.client_message_id,
         attachment_ids=message.attachment_ids or (),
+        only_agent_id=None if caller.is_admin else caller.id,
+        expected_last_seq=message.expected_last_seq,
     )
     try:
-        appended = await append(
-            database,
-            draft,
-            only_agent_id=None if caller.is_admin else caller.id,
-            expected_last_seq=message.expected_last_seq,
-            debounce=debounce,
-        )
+        appended = await append(database, appender, draft)
     except asyncpg.UniqueViolationError:
         return await _sent_before(database, caller, draft)
     if appended is None:
-        return await _refused(database, caller, draft, message.expected_last_seq)
+        return await _refused(database, caller, draft)
     sender = Sender(id=caller.id, name=caller.name or caller.email.partition("@")[0])
     message_sent = announce(database, draft, appended, sender, agent_name=caller.name)
     return Sent(message_sent, created=True)
 
 
-async def append(
-    database: Database,
-    draft: Draft,
-    *,
-    only_agent_id: UUID | None,
-    expected_last_seq: int | None,
-    debounce: Debounce,
-) -> Appended | None:
-    """`append_message`, together with the sender's uploads that the draft names: all or nothing.
+async def append(database: Database, appender: Appender, draft: Draft) -> Appended | None:
+    """`draft`, together with the sender's uploads that it names: all or nothing.
 
     Raises `ValidationFailed` when one of them is not the sender's own, or was sent before.
     """
-    append_message = partial(
-        message_queries.append_message,
-        database,
-        draft,
-        only_agent_id=only_agent_id,
-        expected_last_seq=expected_last_seq,
-        debounce=debounce,
-    )
     if not draft.attachment_ids:
-        return await append_message()
+        return await appender.append(draft)
     async with database.transaction():
-        appended = await append_message()
+        appended = await appender.append(draft)
         if appended is None:
             return None
         attachments = await attachment_queries.link_attachments(
             database,
             draft.attachment_ids,
             uploader=_uploader(draft),
-            message_id=appended.id,
+            message_id=draft.id,
             conversation_id=draft.conversation_id,
         )
         if len(attachments) != len(draft.attachment_ids):
@@ -173,7 +154,7 @@ def announce(
     `agent_name` is what a visitor may read of the agent who wrote it.
     """
     message = Message(
-        id=appended.id,
+        id=draft.id,
         conversation_id=draft.conversation_id,
         seq=appended.seq,
         sender_type=draft.sender_type,
@@ -213,9 +194,7 @@ async def _sent_before(database: Database, caller: Caller, draft: Draft) -> Sent
     return Sent(first, created=False)
 
 
-async def _refused(
-    database: Database, caller: Caller, draft: Draft, expected_last_seq: int | None
-) -> Sent:
+async def _refused(database: Database, caller: Caller, draft: Draft) -> Sent:
     """Say why nothing was appended: sent before, stale, or not visible."""
     conversation = await fetch_conversation(database, caller, draft.conversation_id)
     if draft.client_message_id is not None:
@@ -224,12 +203,12 @@ async def _refused(
         )
         if before is not None:
             return await _sent_before(database, caller, draft)
-    if expected_last_seq is None:  # it became visible between the two statements
+    if draft.expected_last_seq is None:  # it became visible between the two statements
         raise NotFound(NO_SUCH_CONVERSATION)
     missed = await message_queries.fetch_messages_between(
         database,
         draft.conversation_id,
-        after_seq=max(expected_last_seq, conversation.last_seq - MISSED_MESSAGES),
+        after_seq=max(draft.expected_last_seq, conversation.last_seq - MISSED_MESSAGES),
         through_seq=conversation.last_seq,
     )
     raise StaleSend(missed)

@@ -171,11 +171,7 @@ async def send_message(
 ) -> Response[Success[Message]]:
     """Send a message. 201 once it is committed; 200 when this `clientMessageId` was sent before."""
     sent = await messages.send_message(
-        request.database,
-        request.caller,
-        conversation_id,
-        data,
-        debounce=request.app.state.debounce,
+        request.database, request.app.state.appender, request.caller, conversation_id, data
     )
     return Response(Success(data=sent.message), status_code=201 if sent.created else 200)
 

@@ -11,7 +11,8 @@ import asyncpg
 from msgspec import Struct
 
 from messaging_server.conversations import queries, visitor_queries
-from messaging_server.conversations.message_queries import Debounce, Draft
+from messaging_server.conversations.append_queries import Draft
+from messaging_server.conversations.appender import Appender
 from messaging_server.conversations.messages import (
     ClientMessageId,
     MessageWithAttachments,
@@ -152,7 +153,7 @@ async def list_public_messages(
 
 
 async def send_visitor_message(
-    database: Database, visitor: Visitor, message: NewVisitorMessage, *, debounce: Debounce
+    database: Database, appender: Appender, visitor: Visitor, message: NewVisitorMessage
 ) -> VisitorSent:
     """Append a lead's message; the first one makes the conversation.
 
@@ -162,7 +163,7 @@ async def send_visitor_message(
     check_content(message, message.attachment_ids)
     found = await visitor_queries.fetch_newest(database, visitor)
     if found is None:
-        started = await _start_conversation(database, visitor, message, debounce)
+        started = await _start_conversation(database, appender, visitor, message)
         if isinstance(started, VisitorSent):
             return started
         conversation_id = started
@@ -170,13 +171,13 @@ async def send_visitor_message(
         conversation_id, _ = found
     draft = _draft(visitor, conversation_id, message)
     try:
-        return await _append(database, visitor, draft, debounce)
+        return await _append(database, appender, visitor, draft)
     except asyncpg.UniqueViolationError:
         return await _sent_before(database, visitor, draft)
 
 
 async def _start_conversation(
-    database: Database, visitor: Visitor, message: NewVisitorMessage, debounce: Debounce
+    database: Database, appender: Appender, visitor: Visitor, message: NewVisitorMessage
 ) -> VisitorSent | UUID:
     """A new conversation with its first message; the id alone when another was quicker."""
     async with database.transaction():
@@ -195,7 +196,7 @@ async def _start_conversation(
             )
         )
         draft = _draft(visitor, conversation_id, message)
-        return await _append(database, visitor, draft, debounce)
+        return await _append(database, appender, visitor, draft)
 
 
 def _draft(visitor: Visitor, conversation_id: UUID, message: NewVisitorMessage) -> Draft:
@@ -213,11 +214,9 @@ def _draft(visitor: Visitor, conversation_id: UUID, message: NewVisitorMessage) 
 
 
 async def _append(
-    database: Database, visitor: Visitor, draft: Draft, debounce: Debounce
+    database: Database, appender: Appender, visitor: Visitor, draft: Draft
 ) -> VisitorSent:
-    appended = await append(
-        database, draft, only_agent_id=None, expected_last_seq=None, debounce=debounce
-    )
+    appended = await append(database, appender, draft)
     if appended is None:
         raise Unauthenticated(SESSION_ENDED)
     sender = Sender(id=visitor.lead_id, name=visitor.name)

@@ -96,7 +96,7 @@ async def send_public_message(
     state.limiter.check(limits.messages_per_minute_per_visitor, "message", str(visitor.lead_id))
     state.limiter.check(limits.messages_per_minute_per_address, "message", request.network)
     sent = await visitor_service.send_visitor_message(
-        request.database, visitor, data, debounce=state.debounce
+        request.database, state.appender, visitor, data
     )
     return Response(Success(data=sent.message), status_code=201 if sent.created else 200)
 

@@ -35,7 +35,7 @@ RECEIVED_BEFORE = ResponseSpec(
 async def receive(request: Request, data: JSONBody[Inbound]) -> Response[Success[InboundResult]]:
     """A lead's message in one call, with an API key; a repeated `externalId` answers 200."""
     received = await service.receive(
-        request.database, request.api_key.inbox_id, data, debounce=request.app.state.debounce
+        request.database, request.app.state.appender, request.api_key.inbox_id, data
     )
     return Response(Success(data=received.result), status_code=201 if received.created else 200)
 

@@ -9,7 +9,8 @@ from msgspec import Meta, Struct
 
 from messaging_server.conversations import message_queries
 from messaging_server.conversations import queries as conversation_queries
-from messaging_server.conversations.message_queries import Debounce, Draft
+from messaging_server.conversations.append_queries import Draft
+from messaging_server.conversations.appender import Appender
 from messaging_server.conversations.messages import (
     MessageContent,
     announce,
@@ -134,7 +135,7 @@ async def delete_api_key(database: Database, keys: ApiKeyCheck, key_id: UUID) ->
 
 
 async def receive(
-    database: Database, inbox_id: UUID, inbound: Inbound, *, debounce: Debounce
+    database: Database, appender: Appender, inbox_id: UUID, inbound: Inbound
 ) -> Received:
     """Find or create lead and conversation, and append the lead's message: all or nothing."""
     check_content(inbound.message)
@@ -143,7 +144,7 @@ async def receive(
         return before
     try:
         async with database.transaction():
-            result = await _append(database, inbox_id, inbound, debounce)
+            result = await _append(database, appender, inbox_id, inbound)
     except (asyncpg.UniqueViolationError, NotFound):  # a lead may be deleted at any moment
         before = await _received_before(database, inbox_id, inbound.external_id)
         if before is None:
@@ -164,7 +165,7 @@ async def _received_before(database: Database, inbox_id: UUID, external_id: str)
 
 
 async def _append(
-    database: Database, inbox_id: UUID, inbound: Inbound, debounce: Debounce
+    database: Database, appender: Appender, inbox_id: UUID, inbound: Inbound
 ) -> InboundResult:
     conversation_id, lead_id = await _conversation_of(database, inbox_id, inbound)
     lead_name = await lead_queries.fetch_lead_name(database, lead_id)
@@ -179,9 +180,7 @@ async def _append(
         external_id=inbound.external_id,
         inbox_id=inbox_id,
     )
-    appended = await message_queries.append_message(
-        database, draft, only_agent_id=None, expected_last_seq=None, debounce=debounce
-    )
+    appended = await appender.append(draft)
     if appended is None:
         raise Conflict("The conversation was deleted at the same moment; try again")
     message = announce(database, draft, appended, Sender(id=lead_id, name=lead_name))

@@ -16,7 +16,7 @@ from messaging_server.analysis.breaker import Breaker
 from messaging_server.analysis.debouncer import Debouncer
 from messaging_server.analysis.openai_analyser import OpenAIAnalyser
 from messaging_server.config import AiConfig, AnalysisConfig
-from messaging_server.conversations.message_queries import Debounce, Draft, append_message
+from messaging_server.conversations.append_queries import Debounce, Draft, append_message
 from messaging_server.database import Database
 from messaging_server.events import AnalysisCompleted, Bus
 from messaging_server.models import ContentType, SenderType
@@ -111,9 +111,7 @@ class Inbox:
                 preview=text or "",
                 private=private,
             ),
-            only_agent_id=None,
-            expected_last_seq=None,
-            debounce=self._debounce,
+            self._debounce,
         )
         assert appended is not None
         return appended.seq

@@ -11,7 +11,8 @@ from uuid_utils.compat import uuid7
 from messaging_server.attachments import queries as attachment_queries
 from messaging_server.attachments.queries import NewAttachment, Uploader
 from messaging_server.conversations import messages, service
-from messaging_server.conversations.message_queries import Debounce
+from messaging_server.conversations.append_queries import Debounce
+from messaging_server.conversations.appender import Appender
 from messaging_server.conversations.messages import NewMessage
 from messaging_server.conversations.service import NewConversation
 from messaging_server.database import Database
@@ -71,6 +72,7 @@ def test_statements(dsn: str) -> None:
         links = Links(SECRET, public_url="http://x")
         database = CountedDatabase(dsn, pool_size=2, bus=Bus(), links=links)
         await database.start()
+        appender = Appender(database, DEBOUNCE)
         try:
             caller = await a_caller(database)
             new = NewConversation(lead=NewLead(name="Ana"))
@@ -78,9 +80,7 @@ def test_statements(dsn: str) -> None:
 
             async def send(*attachment_ids: UUID) -> None:
                 message = NewMessage(content_text="x", attachment_ids=attachment_ids or None)
-                await messages.send_message(
-                    database, caller, conversation.id, message, debounce=DEBOUNCE
-                )
+                await messages.send_message(database, appender, caller, conversation.id, message)
 
             async def read() -> None:
                 await messages.list_messages(

@@ -11,7 +11,7 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from messaging_server.config import WebhooksConfig
-from messaging_server.conversations.message_queries import Debounce, Draft, append_message
+from messaging_server.conversations.append_queries import Debounce, Draft, append_message
 from messaging_server.database import Database
 from messaging_server.events import Bus
 from messaging_server.models import ContentType, SenderType
@@ -61,9 +61,7 @@ class World:
             media_url=None,
             preview=text,
         )
-        assert await append_message(
-            self.database, draft, only_agent_id=None, expected_last_seq=None, debounce=DEBOUNCE
-        )
+        assert await append_message(self.database, draft, DEBOUNCE)
 
     async def rows(self, webhook_id: UUID, status: str | None = None) -> list[asyncpg.Record]:
         return await self.database.fetch(
