@@ -77,7 +77,8 @@ class Appender:
         if self._database.in_transaction:
             return await append_message(self._database, draft, self._debounce)
         conversation_id = draft.conversation_id
-        if self._under_way >= AT_ONCE or conversation_id in self._busy:
+        behind = conversation_id in self._busy or conversation_id in self._waiting
+        if behind or self._under_way >= AT_ONCE:
             return await self._wait(draft)
         self._under_way += 1
         self._busy.add(conversation_id)
@@ -106,6 +107,9 @@ class Appender:
 
     def _end_statement(self) -> None:
         self._under_way -= 1
+        self._go_on()
+
+    def _go_on(self) -> None:
         while self._under_way < AT_ONCE and self._start_group():
             pass
 
@@ -161,7 +165,12 @@ class Appender:
         else:
             rest = await self._append_together(group)
         self._end_statement()
-        await asyncio.gather(*map(self._append_one, rest))
+        await asyncio.gather(*map(self._append_again, rest))
+
+    async def _append_again(self, waiting: Waiting) -> None:
+        """Alone, and beside the statements that are counted: it may wait long for a lock."""
+        await self._append_one(waiting)
+        self._go_on()
 
     async def _append_one(self, waiting: Waiting) -> None:
         try:
@@ -175,7 +184,7 @@ class Appender:
         statement, drafts = group[0].statement, [each.draft for each in group]
         try:
             found = await append_messages(self._database, statement, drafts, self._debounce)
-        except (asyncpg.UniqueViolationError, ValidationFailed):
+        except (asyncpg.UniqueViolationError, asyncpg.DataError, ValidationFailed):
             return group
         except Exception as error:  # noqa: BLE001  # it is for all who wait
             for each in group:
