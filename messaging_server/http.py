@@ -235,8 +235,14 @@ async def authorize(
     connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
 ) -> None:
     """The guard of every route: a known query, a valid token, the right role, not too often."""
-    if connection.scope["query_string"] and connection.scope["type"] == ScopeType.HTTP:
-        refuse_unknown_query(connection, handler)
+    if connection.scope["type"] == ScopeType.HTTP:
+        checked_query(connection, handler)
+    await authorize_caller(connection, handler)
+
+
+async def authorize_caller(
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+) -> None:
     options = handler.opt
     if options.get("public"):
         return
@@ -307,31 +313,35 @@ class QueryField(Struct, frozen=True):
     """A query parameter's name in Python; any text is a value of its own where `is_text`."""
 
     name: str
+    default: Any
     is_text: bool
 
 
 _query_parameters: dict[BaseRouteHandler, dict[str, QueryField]] = {}
 
 
-def refuse_unknown_query(
+def checked_query(
     connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
-) -> None:
+) -> dict[str, str]:
     """An unknown, doubled or unreadable query parameter is an error that names it."""
-    known = query_parameters(handler)
     query = connection.scope["query_string"]
+    if not query:
+        return {}
+    known = query_parameters(handler)
     if b"%00" in query or b"\0" in query:
         raise ValidationFailed("The query must not contain a NUL character")
-    seen = set()
+    found: dict[str, str] = {}
     for name, value in connection.query_params.multi_items():
         if name not in known:
             raise ValidationFailed.of(name, "is not a query parameter of this call")
-        if name in seen:
+        if name in found:
             raise ValidationFailed.of(name, "must be given once")
         if "\ufffd" in value:
             raise ValidationFailed.of(name, "must be valid UTF-8")
         if value.lower() == "null" and not known[name].is_text:
             raise ValidationFailed.of(name, "must not be null; leave it out")
-        seen.add(name)
+        found[name] = value
+    return found
 
 
 def query_parameters(handler: BaseRouteHandler) -> dict[str, QueryField]:
@@ -340,7 +350,9 @@ def query_parameters(handler: BaseRouteHandler) -> dict[str, QueryField]:
     if known is None:
         known = _query_parameters[handler] = {
             field.kwarg_definition.name or name: QueryField(
-                name, str in (field.annotation, *(part.annotation for part in field.inner_types))
+                name,
+                field.default,
+                str in (field.annotation, *(part.annotation for part in field.inner_types)),
             )
             for name, field in handler.parsed_fn_signature.parameters.items()
             if isinstance(field.kwarg_definition, QueryParameter)
@@ -403,8 +415,9 @@ class Direct:
     """Middleware that calls its handler itself, for the few calls that must cost little.
 
     Litestar's parameter extraction, response classes and header maps cost such a call more than
-    its own work. The handler takes `request`, its path parameters and `data`, and returns a
-    `Response` without headers of its own; everything around it stays: routing, guard, errors.
+    its own work. The handler takes `request`, its path and query parameters and `data`, and
+    returns its answer, or a `Response` without headers of its own; everything around it stays:
+    routing, guard, errors.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -413,15 +426,26 @@ class Direct:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler: Any = scope["route_handler"]
         request = Request(scope, receive, send)
-        await authorize(request, handler)
-        data = await request.json()
-        response = await handler.fn(request=request, data=data, **scope["path_params"])
-        body = msgspec.json.encode(response.content)
+        query = checked_query(request, handler)
+        await authorize_caller(request, handler)
+        arguments = {"request": request, **scope["path_params"]}
+        if handler.parsed_data_field is not None:
+            arguments["data"] = await request.json()
+        elif query:
+            for name, field in query_parameters(handler).items():
+                arguments[field.name] = query.get(name, field.default)
+            read = handler.signature_model.parse_values_from_connection_kwargs
+            arguments = read(request, arguments)
+        answer = await handler.fn(**arguments)
+        status = 200
+        if isinstance(answer, litestar.Response):
+            answer, status = answer.content, answer.status_code
+        body = msgspec.json.encode(answer)
         length = str(len(body)).encode()
         await send(
             {
                 "type": "http.response.start",
-                "status": response.status_code,
+                "status": status,
                 "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
             }
         )

@@ -46,7 +46,7 @@ SENT_BEFORE = ResponseSpec(
 )
 
 
-@get("/conversations", tags=["Conversations"])
+@get("/conversations", middleware=[Direct], tags=["Conversations"])
 async def list_conversations(
     request: Request,
     sort: Annotated[Sort, QueryParameter()] = Sort.ACTIVITY,
@@ -91,7 +91,7 @@ async def create_conversation(
     return Success(data=await service.create_conversation(request.database, request.caller, data))
 
 
-@get("/conversations/{conversation_id:uuid}", tags=["Conversations"])
+@get("/conversations/{conversation_id:uuid}", middleware=[Direct], tags=["Conversations"])
 async def fetch_conversation(
     request: Request, conversation_id: FromPath[UUID]
 ) -> Success[Conversation]:
@@ -140,7 +140,7 @@ async def mark_read(
     )
 
 
-@get("/conversations/{conversation_id:uuid}/messages", tags=["Messages"])
+@get("/conversations/{conversation_id:uuid}/messages", middleware=[Direct], tags=["Messages"])
 async def list_messages(
     request: Request,
     conversation_id: FromPath[UUID],

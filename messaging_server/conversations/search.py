@@ -5,7 +5,7 @@ by any part of name, e-mail or phone. Only core Postgres is needed.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
 from messaging_server.conversations.view_cache import ViewCache
-from messaging_server.conversations.view_queries import JOINS, LOOK, VERSIONS, views_of
+from messaging_server.conversations.view_queries import JOINS, LISTED, views_of
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
 from messaging_server.leads.queries import search_condition, search_pattern
@@ -118,7 +118,7 @@ async def list_conversations(
     if matches:
         source = f"({matches}) found join conversations c on c.id = found.id"
     sql = f"""
-        select {VERSIONS}, c.last_activity_at, {LOOK}
+        select {LISTED}, date_part('epoch', {ORDERS[filters.sort].time}) as sorted_at
         from {source} {joins}
         {where(statement.conditions) if not matches else ""}
         {ORDERS[filters.sort].clause}
@@ -133,8 +133,7 @@ async def list_conversations(
 
 
 def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
-    at = row["last_activity_at"] if sort is Sort.ACTIVITY else row["urgent_since"]
-    return ConversationCursor(sort, at, row["id"])
+    return ConversationCursor(sort, datetime.fromtimestamp(row["sorted_at"], UTC), row["id"])
 
 
 def add_conditions(

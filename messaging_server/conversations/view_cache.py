@@ -6,6 +6,7 @@ good as new while the rows that it was made of still have theirs, whoever writes
 depends on the moment or on the viewer (urgency, unread count) is filled in anew.
 """
 
+from datetime import datetime
 from uuid import UUID
 
 from msgspec import Struct
@@ -19,8 +20,12 @@ Versions = tuple[int, int, int | None]
 
 
 class View(Struct, frozen=True):
+    """A conversation, with what its urgency is reckoned from."""
+
     versions: Versions
     conversation: Conversation
+    waiting_since: datetime | None
+    urgent_since: datetime | None
 
 
 class ViewCache:
@@ -29,12 +34,13 @@ class ViewCache:
     def __init__(self) -> None:
         self._views: dict[UUID, View] = {}
 
-    def find(self, conversation_id: UUID, versions: Versions) -> Conversation | None:
+    def find(self, conversation_id: UUID, versions: Versions) -> View | None:
         view = self._views.get(conversation_id)
-        return view.conversation if view is not None and view.versions == versions else None
+        return view if view is not None and view.versions == versions else None
 
-    def keep(self, versions: Versions, conversation: Conversation) -> None:
+    def keep(self, view: View) -> None:
         """Not for what a transaction has read that may still change it."""
-        if len(self._views) >= MAX_VIEWS and conversation.id not in self._views:
+        conversation_id = view.conversation.id
+        if len(self._views) >= MAX_VIEWS and conversation_id not in self._views:
             del self._views[next(iter(self._views))]
-        self._views[conversation.id] = View(versions, conversation)
+        self._views[conversation_id] = view

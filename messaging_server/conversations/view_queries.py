@@ -1,7 +1,7 @@
 """SQL that reads conversations as one user sees them: an ADMIN, or the agent it is assigned to."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +9,7 @@ import msgspec
 from msgspec import structs
 
 from messaging_server.conversations.urgency import URGENT_SINCE, urgency_of
-from messaging_server.conversations.view_cache import Versions, ViewCache
+from messaging_server.conversations.view_cache import Versions, View, ViewCache
 from messaging_server.database import Database
 from messaging_server.models import (
     AiView,
@@ -29,20 +29,21 @@ from messaging_server.models import (
 VISIBLE = "($1 or c.assigned_agent_id = $2)"
 """$1: the caller is ADMIN; $2: the caller's id."""
 
-LOOK = f"""
-    c.waiting_since, {URGENT_SINCE} as urgent_since, now() as read_at,
-    c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count
-"""
-"""What depends on the viewer or on the moment."""
+UNREAD = "c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count"
 
-VERSIONS = "c.id, c.xmin as version_of_row, l.xmin as version_of_lead, u.xmin as version_of_agent"
+LISTED = f"""
+    c.id, c.xmin as version_of_row, l.xmin as version_of_lead, u.xmin as version_of_agent, {UNREAD},
+    (select date_part('epoch', now())) as read_at
+"""
+"""What a list reads of each conversation. No timestamp: one is as dear to decode as ten ids."""
 
 COLUMNS = f"""
     c.id, c.inbox_id, c.status, c.priority, c.priority_source, c.tags, c.tags_source,
     c.ai_summary, c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq,
     c.last_seq, c.last_public_seq, c.last_message_sender_type, c.last_message_content_type,
     c.last_message_preview, c.last_message_at, c.snoozed_until, c.created_at, c.updated_at,
-    c.version, c.assigned_agent_id, {LOOK},
+    c.version, c.assigned_agent_id, c.waiting_since, {URGENT_SINCE} as urgent_since,
+    now() as read_at, {UNREAD},
     u.email as agent_email, u.name as agent_name,
     l.id as lead_id, l.name as lead_name, l.email as lead_email, l.phone as lead_phone,
     l.attributes as lead_attributes, l.created_at as lead_created_at,
@@ -161,20 +162,21 @@ async def fetch_conversation(
 async def views_of(
     database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
 ) -> list[Conversation]:
-    """The conversations of rows with `VERSIONS` and `LOOK`; without those just lost to sight."""
+    """The conversations of rows with `LISTED`; without those just lost to sight."""
     held = [(row, cache.find(row["id"], versions_of(row))) for row in rows]
     missing = [row["id"] for row, view in held if view is None]
     read = await _read_views(database, cache, caller, missing) if missing else {}
-    views = (_as_of(row, view) if view else read.get(row["id"]) for row, view in held)
-    return [view for view in views if view is not None]
+    seen = ((row, view or read.get(row["id"])) for row, view in held)
+    return [_as_of(row, view) for row, view in seen if view is not None]
 
 
 async def _read_views(
     database: Database, cache: ViewCache, caller: Caller, conversation_ids: list[UUID]
-) -> dict[UUID, Conversation]:
+) -> dict[UUID, View]:
     rows = await database.fetch(
         f"""
-        select {VERSIONS}, {COLUMNS}
+        select c.xmin as version_of_row, l.xmin as version_of_lead, u.xmin as version_of_agent,
+            {COLUMNS}
         from conversations c {JOINS.format(user_id="$2")}
         where {VISIBLE} and c.id = any($3)
         """,
@@ -184,8 +186,10 @@ async def _read_views(
     )
     found = {}
     for row in rows:
-        found[row["id"]] = conversation = to_conversation(row)
-        cache.keep(versions_of(row), conversation)
+        conversation = to_conversation(row)
+        view = View(versions_of(row), conversation, row["waiting_since"], row["urgent_since"])
+        found[conversation.id] = view
+        cache.keep(view)
     return found
 
 
@@ -193,19 +197,19 @@ def versions_of(row: Mapping[str, Any]) -> Versions:
     return row["version_of_row"], row["version_of_lead"], row["version_of_agent"]
 
 
-def _as_of(row: Mapping[str, Any], view: Conversation) -> Conversation:
-    """`view` with what depends on the viewer or the moment."""
-    unread_count = row["unread_count"]
-    if unread_count == view.unread_count and view.urgency is None:
-        return view
+def _as_of(row: Mapping[str, Any], view: View) -> Conversation:
+    """The conversation with what depends on the viewer or the moment."""
+    conversation, unread_count = view.conversation, row["unread_count"]
+    if unread_count == conversation.unread_count and conversation.urgency is None:
+        return conversation
     urgency = urgency_of(
-        view.status,
-        view.priority,
-        waiting_since=row["waiting_since"],
-        urgent_since=row["urgent_since"],
-        now=row["read_at"],
+        conversation.status,
+        conversation.priority,
+        waiting_since=view.waiting_since,
+        urgent_since=view.urgent_since,
+        now=datetime.fromtimestamp(row["read_at"], UTC),
     )
-    return structs.replace(view, unread_count=unread_count, urgency=urgency)
+    return structs.replace(conversation, unread_count=unread_count, urgency=urgency)
 
 
 async def fetch_views(

@@ -6,10 +6,10 @@ from litestar import get
 
 from messaging_server.dashboard import queries
 from messaging_server.dashboard.queries import Metrics
-from messaging_server.http import Request, Success
+from messaging_server.http import Direct, Request, Success
 
 
-@get("/dashboard/metrics", tags=["Dashboard"])
+@get("/dashboard/metrics", middleware=[Direct], tags=["Dashboard"])
 async def fetch_metrics(request: Request) -> Success[Metrics]:
     """Counts over the conversations that the caller may see, as of now."""
     config = request.app.state.config.ai

@@ -13,7 +13,7 @@ from msgspec import structs
 from uuid_utils.compat import uuid7
 
 from messaging_server.conversations import view_cache
-from messaging_server.conversations.view_cache import ViewCache
+from messaging_server.conversations.view_cache import View, ViewCache
 from messaging_server.models import Conversation
 from tests.client import Api
 
@@ -122,9 +122,15 @@ def test_the_oldest_view_makes_room(
 ) -> None:
     monkeypatch.setattr(view_cache, "MAX_VIEWS", 3)
     cache, versions = ViewCache(), (1, 2, None)
-    views = [structs.replace(conversation, id=uuid7()) for _ in range(5)]
+    ids = [uuid7() for _ in range(5)]
+    views = [
+        View(
+            versions, structs.replace(conversation, id=each), waiting_since=None, urgent_since=None
+        )
+        for each in ids
+    ]
     for view in views:
-        cache.keep(versions, view)
-        cache.keep(versions, view)
-    assert [cache.find(view.id, versions) for view in views] == [None, None, *views[2:]]
-    assert cache.find(views[4].id, (2, 2, None)) is None
+        cache.keep(view)
+        cache.keep(view)
+    assert [cache.find(each, versions) for each in ids] == [None, None, *views[2:]]
+    assert cache.find(ids[4], (2, 2, None)) is None

@@ -1,0 +1,53 @@
+"""uvicorn's HTTP/1.1, but the head of a response leaves in one piece with its body.
+
+uvicorn writes them one after the other, and uvloop makes a system call of each: the second one
+costs as much as all that Litestar does for a request, and wakes the client twice.
+"""
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class JoinedWrites:
+    """A transport that holds one piece back for the next one, at most until the loop turns."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._held = data
+            self._loop.call_soon(self.flush)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data))
+
+    def flush(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """The protocol of a connection until it becomes a WebSocket, which writes for itself."""
+
+    def connection_made(  # type: ignore[override]  # as uvicorn's own, which narrows asyncio's
+        self, transport: asyncio.Transport
+    ) -> None:
+        self._bare_transport = transport
+        super().connection_made(cast("asyncio.Transport", JoinedWrites(transport, self.loop)))
+
+    def handle_websocket_upgrade(self) -> None:
+        self.transport = self._bare_transport
+        super().handle_websocket_upgrade()
