@@ -27,6 +27,7 @@ from messaging_server.conversations.append_queries import Debounce
 from messaging_server.conversations.appender import Appender
 from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.dashboard import routes as dashboard_routes
+from messaging_server.dashboard.service import Dashboard
 from messaging_server.database import Database
 from messaging_server.edge import EXCEPTION_HANDLERS, Edge
 from messaging_server.events import Bus
@@ -153,6 +154,7 @@ def create_app(config: Config) -> Litestar:
                 "appender": appender,
                 "uploads": uploads,
                 "view_cache": ViewCache(),
+                "dashboard": Dashboard(database, config.ai),
                 "analysis": analysis,
                 "suggestions": suggestions,
                 "realtime": realtime,

@@ -30,7 +30,7 @@ from messaging_server.config import (
     load_config,
 )
 from messaging_server.conversations.receipts import Receipt, ReceiptsResult
-from messaging_server.dashboard.queries import AiState, Metrics, PriorityBreakdown
+from messaging_server.dashboard.service import AiState, Metrics, PriorityBreakdown
 from messaging_server.errors import DomainError
 from messaging_server.events import Event
 from messaging_server.inboxes.service import InboundResult, ShownApiKey

@@ -3,60 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from messaging_server.config import AiConfig
 from messaging_server.database import Database
-from messaging_server.models import Caller, Model
+from messaging_server.models import Caller
 
 RECENT_REPLIES = 200
 
 
-class PriorityBreakdown(Model, frozen=True):
-    high: int
-    medium: int
-    low: int
-    unanalyzed: int
-
-
-class AiState(Model, frozen=True):
-    """`budgetSpent`: `fallback` analyses, because the provider's budget is spent."""
-
-    provider: str
-    model: str
-    fallback: str
-    budget_spent: bool
-
-
-class Metrics(Model, frozen=True):
-    """Over the conversations that the caller may see.
-
-    `medianFirstReplySeconds` is that of the 200 most recently active conversations with a reply.
-    """
-
-    total_conversations: int
-    total_unreplied: int
-    priority_breakdown: PriorityBreakdown
-    open: int
-    snoozed: int
-    resolved: int
-    unassigned: int
-    median_first_reply_seconds: float | None
-    ai: AiState
-
-
-async def fetch_metrics(database: Database, caller: Caller, ai: AiConfig) -> Metrics:
-    row = await database.fetch_row(
-        f"""
+async def fetch_counts(database: Database, caller: Caller) -> Mapping[str, Any]:
+    """How many conversations there are of each kind, and whether the AI's budget is spent."""
+    row: Mapping[str, Any] | None = await database.fetch_row(
+        """
         with counts as (
             select status, priority, waiting, assigned_agent_id, count
             from conversation_counts
             where $1 or assigned_agent_id = $2
-        ),
-        replies as (
-            select first_reply_seconds
-            from conversations
-            where first_reply_seconds is not null and ($1 or assigned_agent_id = $2)
-            order by last_activity_at desc
-            limit {RECENT_REPLIES}
         )
         select
             coalesce(sum(count), 0) as total,
@@ -69,10 +29,6 @@ async def fetch_metrics(database: Database, caller: Caller, ai: AiConfig) -> Met
             coalesce(sum(count) filter (where status = 'SNOOZED'), 0) as snoozed,
             coalesce(sum(count) filter (where status = 'RESOLVED'), 0) as resolved,
             coalesce(sum(count) filter (where assigned_agent_id is null), 0) as unassigned,
-            (
-                select percentile_cont(0.5) within group (order by first_reply_seconds)
-                from replies
-            ) as median_first_reply_seconds,
             exists (
                 select from analysis_spending where day = current_date and refused
             ) as budget_refused
@@ -82,29 +38,23 @@ async def fetch_metrics(database: Database, caller: Caller, ai: AiConfig) -> Met
         caller.id,
     )
     assert row is not None
-    return to_metrics(row, ai)
+    return row
 
 
-def to_metrics(row: Mapping[str, Any], ai: AiConfig) -> Metrics:
-    median = row["median_first_reply_seconds"]
-    return Metrics(
-        total_conversations=row["total"],
-        total_unreplied=row["unreplied"],
-        priority_breakdown=PriorityBreakdown(
-            high=row["high"],
-            medium=row["medium"],
-            low=row["low"],
-            unanalyzed=row["unanalyzed"],
-        ),
-        open=row["open"],
-        snoozed=row["snoozed"],
-        resolved=row["resolved"],
-        unassigned=row["unassigned"],
-        median_first_reply_seconds=round(median, 3) if median is not None else None,
-        ai=AiState(
-            provider=ai.provider,
-            model=ai.model,
-            fallback=ai.fallback,
-            budget_spent=ai.has_budget and row["budget_refused"],
-        ),
+async def fetch_median_first_reply(database: Database, caller: Caller) -> float | None:
+    """In seconds, of the conversations that were active last; None when nobody has replied yet."""
+    median = await database.fetch_value(
+        f"""
+        select percentile_cont(0.5) within group (order by first_reply_seconds)
+        from (
+            select first_reply_seconds
+            from conversations
+            where first_reply_seconds is not null and ($1 or assigned_agent_id = $2)
+            order by last_activity_at desc
+            limit {RECENT_REPLIES}
+        ) replies
+        """,
+        caller.is_admin,
+        caller.id,
     )
+    return round(median, 3) if median is not None else None

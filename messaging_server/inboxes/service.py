@@ -1,6 +1,5 @@
 """How leads write in: API keys, and a lead's message in one call."""
 
-import time
 from typing import Annotated
 from uuid import UUID
 
@@ -24,6 +23,7 @@ from messaging_server.inboxes import queries
 from messaging_server.leads import queries as lead_queries
 from messaging_server.leads.service import LeadEmail, LeadName, LeadPhone
 from messaging_server.models import Caller, KeyIdentity, Message, Model, Request, Sender, SenderType
+from messaging_server.remembered import Remembered
 from messaging_server.security import API_KEY_PREFIX, hash_key, new_api_key
 
 SHOWN_PREFIX_CHARACTERS = len(API_KEY_PREFIX) + 6
@@ -80,36 +80,27 @@ class ApiKeyCheck:
     """Says which key a secret belongs to, remembering the answer for a few seconds."""
 
     CACHE_SECONDS = 5.0
-    CACHE_SIZE = 1_000
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._cache: dict[bytes, tuple[KeyIdentity, float]] = {}
-        self._deletions = 0
+        self._known: Remembered[bytes, KeyIdentity] = Remembered(seconds=self.CACHE_SECONDS)
 
     async def authenticate(self, key: str) -> KeyIdentity:
         """Raises `Unauthenticated` for a key that does not exist (any more)."""
         if not key.startswith(API_KEY_PREFIX):
             raise Unauthenticated("This call needs an API key: Authorization: Bearer ik_…")
-        key_hash = hash_key(key)
-        cached = self._cache.get(key_hash)
-        if cached is not None and cached[1] > time.monotonic():
-            return cached[0]
-        deletions = self._deletions
+        return await self._known.find(hash_key(key), self._read)
+
+    async def _read(self, key_hash: bytes) -> KeyIdentity:
         identity = await queries.fetch_api_key(self._database, key_hash)
         if identity is None:
             raise Unauthenticated("The API key is not valid")
         await queries.touch_api_key(self._database, identity.id)
-        if deletions == self._deletions:  # else the row may be gone already
-            if len(self._cache) >= self.CACHE_SIZE:
-                self._cache.clear()
-            self._cache[key_hash] = (identity, time.monotonic() + self.CACHE_SECONDS)
         return identity
 
     def forget(self) -> None:
         """After a key or an inbox was deleted: the next call of each is looked up again."""
-        self._deletions += 1
-        self._cache.clear()
+        self._known.forget()
 
 
 async def create_api_key(database: Database, caller: Caller, request: NewApiKey) -> ShownApiKey:

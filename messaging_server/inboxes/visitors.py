@@ -8,7 +8,6 @@ merely typed.
 import hashlib
 import hmac
 import secrets
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID, uuid4
@@ -26,6 +25,7 @@ from messaging_server.inboxes.settings import NO_SUCH_INBOX
 from messaging_server.inboxes.visitor_queries import Changed, Known
 from messaging_server.leads.service import LeadEmail, LeadName
 from messaging_server.models import Model, Request, Timestamp, Visitor, timestamp
+from messaging_server.remembered import Remembered
 from messaging_server.security import ALGORITHM, hash_key
 
 SESSION_LIFETIME = timedelta(hours=12)
@@ -86,13 +86,11 @@ class VisitorTokens:
     """
 
     CACHE_SECONDS = 5.0
-    CACHE_SIZE = 10_000
 
     def __init__(self, database: Database, secret: str, bus: Bus) -> None:
         self._database = database
         self._key = hmac.new(secret.encode(), b"visitor", hashlib.sha256).digest()
-        self._cache: dict[str, tuple[AuthenticatedVisitor, float]] = {}
-        self._changes = 0
+        self._known: Remembered[str, AuthenticatedVisitor] = Remembered(seconds=self.CACHE_SECONDS)
         bus.subscribe(VisitorLost, lambda event: self._forget(event.lead_ids))
         bus.subscribe(LeadUpdated, lambda event: self._forget(frozenset({event.lead_id})))
 
@@ -112,28 +110,19 @@ class VisitorTokens:
 
     async def authenticate(self, token: str) -> AuthenticatedVisitor:
         """Raises `Unauthenticated` for a bad, expired or ended session."""
-        cached = self._cache.get(token)
-        if cached is None or cached[1] < time.monotonic():
-            return await self._look_up(token)
-        if cached[0].expires_at <= datetime.now(UTC):
+        authenticated = await self._known.find(token, self._look_up)
+        if authenticated.expires_at <= datetime.now(UTC):
             raise Unauthenticated("The token has expired")
-        return cached[0]
+        return authenticated
 
     async def _look_up(self, token: str) -> AuthenticatedVisitor:
         claims = self._read(token)
-        changes = self._changes
         visitor = await visitor_queries.fetch_visitor(
             self._database, claims.lead_id, claims.inbox_id
         )
         if visitor is None or visitor.verified != claims.verified:
-            self._cache.pop(token, None)
             raise Unauthenticated(SESSION_ENDED)
-        authenticated = AuthenticatedVisitor(visitor, claims.expires_at)
-        if changes == self._changes:  # else the row may be older than the change
-            if len(self._cache) >= self.CACHE_SIZE:
-                self._cache.clear()
-            self._cache[token] = (authenticated, time.monotonic() + self.CACHE_SECONDS)
-        return authenticated
+        return AuthenticatedVisitor(visitor, claims.expires_at)
 
     def _read(self, token: str) -> SessionClaims:
         try:
@@ -155,10 +144,7 @@ class VisitorTokens:
             raise Unauthenticated("The token is not valid") from None
 
     def _forget(self, lead_ids: frozenset[UUID]) -> None:
-        self._changes += 1
-        for token, (known, _) in list(self._cache.items()):
-            if known.visitor.lead_id in lead_ids:
-                del self._cache[token]
+        self._known.forget(lambda known: known.visitor.lead_id in lead_ids)
 
 
 class Opened(Struct, frozen=True):

@@ -5,7 +5,6 @@ and closes sockets elsewhere.
 """
 
 import re
-import time
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -17,6 +16,7 @@ from messaging_server.errors import Conflict, Forbidden, NotFound, Unauthenticat
 from messaging_server.events import AccessRevoked, Bus
 from messaging_server.models import Caller, Model, Request, Role, Timestamp, User, UserIdentity
 from messaging_server.models import timestamp as to_timestamp
+from messaging_server.remembered import Remembered
 from messaging_server.security import Passwords, Tokens
 from messaging_server.users import queries
 
@@ -80,45 +80,31 @@ class UserTokens:
     """
 
     CACHE_SECONDS = 5.0
-    CACHE_SIZE = 10_000
 
     def __init__(self, database: Database, tokens: Tokens, bus: Bus) -> None:
         self._database = database
         self._tokens = tokens
-        self._cache: dict[str, tuple[Authenticated, float]] = {}
-        self._revocations = 0
+        self._known: Remembered[str, Authenticated] = Remembered(seconds=self.CACHE_SECONDS)
         bus.subscribe(AccessRevoked, self._forget)
 
     async def authenticate(self, token: str) -> Authenticated:
         """Raises `Unauthenticated` for a bad, expired or revoked token."""
-        cached = self._cache.get(token)
-        if cached is None or cached[1] < time.monotonic():
-            return await self._read(token)
-        if cached[0].expires_at <= datetime.now(UTC):
+        authenticated = await self._known.find(token, self._read)
+        if authenticated.expires_at <= datetime.now(UTC):
             raise Unauthenticated("The token has expired")
-        return cached[0]
+        return authenticated
 
     async def _read(self, token: str) -> Authenticated:
         claims = self._tokens.read(token)
-        revocations = self._revocations
         found = await queries.fetch_credentials_by_id(self._database, claims.user_id)
         if found is None or not found.user.active or found.token_version != claims.version:
-            self._cache.pop(token, None)
             raise Unauthenticated("The token has been revoked")
         user = found.user
         caller = Caller(id=user.id, email=user.email, name=user.name, role=user.role)
-        authenticated = Authenticated(caller, claims.expires_at)
-        if revocations == self._revocations:  # else the row may be older than the revocation
-            if len(self._cache) >= self.CACHE_SIZE:
-                self._cache.clear()
-            self._cache[token] = (authenticated, time.monotonic() + self.CACHE_SECONDS)
-        return authenticated
+        return Authenticated(caller, claims.expires_at)
 
     def _forget(self, event: AccessRevoked) -> None:
-        self._revocations += 1
-        for token, (known, _) in list(self._cache.items()):
-            if known.caller.id == event.user_id:
-                del self._cache[token]
+        self._known.forget(lambda known: known.caller.id == event.user_id)
 
 
 async def register(
