@@ -25,7 +25,7 @@ from messaging_server.config import Config
 from messaging_server.conversations import routes as conversation_routes
 from messaging_server.conversations.append_queries import Debounce
 from messaging_server.conversations.appender import Appender
-from messaging_server.conversations.view_cache import ViewCache
+from messaging_server.conversations.search import ConversationList
 from messaging_server.dashboard import routes as dashboard_routes
 from messaging_server.dashboard.service import Dashboard
 from messaging_server.database import Database
@@ -153,7 +153,7 @@ def create_app(config: Config) -> Litestar:
                 "limiter": limiter,
                 "appender": appender,
                 "uploads": uploads,
-                "view_cache": ViewCache(),
+                "conversation_list": ConversationList(database),
                 "dashboard": Dashboard(database, config.ai),
                 "analysis": analysis,
                 "suggestions": suggestions,

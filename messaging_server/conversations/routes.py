@@ -7,7 +7,7 @@ from litestar import Response, get, patch, post
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from messaging_server.conversations import messages, search, service
+from messaging_server.conversations import messages, service
 from messaging_server.conversations.message_queries import MessageCursor
 from messaging_server.conversations.messages import NewMessage
 from messaging_server.conversations.search import ConversationCursor, Filters, Sort
@@ -63,9 +63,7 @@ async def list_conversations(
     cursor: PageCursor = None,
 ) -> Success[Page[Conversation]]:
     """Conversations for which all given filters hold; by urgency only those that need a reply."""
-    conversations, following = await search.list_conversations(
-        request.database,
-        request.app.state.view_cache,
+    conversations, following = await request.app.state.conversation_list.fetch_page(
         request.caller,
         Filters(
             sort=sort,

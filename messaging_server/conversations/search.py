@@ -12,6 +12,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from messaging_server.conversations.tag_frequencies import TagFrequencies
 from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
 from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.conversations.view_queries import JOINS, LISTED, views_of
@@ -74,6 +75,12 @@ class Filters(Struct, frozen=True, kw_only=True):
     unreplied: bool | None = None
     search: str | None = None
 
+    @property
+    def are_a_tag_alone(self) -> bool:
+        """But for an agent: those of one agent have their own index, in the same order."""
+        others = (self.priority, self.status, self.unassigned, self.unreplied, self.search)
+        return self.tag is not None and self.sort is Sort.ACTIVITY and others == (None,) * 5
+
 
 class Statement:
     """Collects conditions and their parameters, numbered as they come."""
@@ -90,46 +97,55 @@ class Statement:
         self.conditions.append(condition)
 
 
-async def list_conversations(
-    database: Database,
-    cache: ViewCache,
-    caller: Caller,
-    filters: Filters,
-    *,
-    limit: int,
-    cursor: ConversationCursor | None,
-) -> tuple[list[Conversation], ConversationCursor | None]:
-    """One page, and the cursor of the next, if there is one.
+class ConversationList:
+    """Pages of conversations, as one caller sees them."""
 
-    Which conversations they are is read first, then those that `cache` does not hold as they are.
-    Raises `ValidationFailed` for a cursor of another sort.
-    """
-    if cursor is not None and cursor.sort is not filters.sort:
-        raise ValidationFailed.of("cursor", f"was given out for sort={cursor.sort}")
-    statement = Statement()
-    joins = JOINS.format(user_id=statement.parameter(caller.id))
-    add_conditions(statement, caller, filters, cursor)
-    size = limit + 1  # written out: as a parameter it would keep Postgres planning every time
-    matches = None
-    if filters.search is not None:
-        common = await is_common(database, caller, filters, cursor)
-        matches = matching(statement, caller, filters, size=size, common=common)
-    source = "conversations c"
-    if matches:
-        source = f"({matches}) found join conversations c on c.id = found.id"
-    sql = f"""
-        select {LISTED}, date_part('epoch', {ORDERS[filters.sort].time}) as sorted_at
-        from {source} {joins}
-        {where(statement.conditions) if not matches else ""}
-        {ORDERS[filters.sort].clause}
-        limit {size}
-    """
-    planned = filters.search is not None or filters.tag is not None
-    fetch = database.fetch_planned if planned else database.fetch
-    rows = await fetch(sql, *statement.arguments)
-    last = rows[limit - 1] if len(rows) > limit else None
-    following = cursor_after(last, filters.sort) if last else None
-    return await views_of(database, cache, caller, rows[:limit]), following
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._views = ViewCache()
+        self._tags = TagFrequencies(database)
+
+    async def fetch_page(
+        self,
+        caller: Caller,
+        filters: Filters,
+        *,
+        limit: int,
+        cursor: ConversationCursor | None,
+    ) -> tuple[list[Conversation], ConversationCursor | None]:
+        """One page, and the cursor of the next, if there is one.
+
+        Which conversations they are is read first, then those that are not held as they are.
+        Raises `ValidationFailed` for a cursor of another sort.
+        """
+        if cursor is not None and cursor.sort is not filters.sort:
+            raise ValidationFailed.of("cursor", f"was given out for sort={cursor.sort}")
+        frequencies = await self._tags.fetch() if filters.are_a_tag_alone else None
+        statement = Statement()
+        joins = JOINS.format(user_id=statement.parameter(caller.id))
+        add_conditions(statement, caller, filters, cursor, in_place=frequencies is not None)
+        size = limit + 1  # written out: as a parameter it would keep Postgres planning every time
+        found = None
+        if filters.search is not None:
+            common = await is_common(self._database, caller, filters, cursor)
+            found = matching(statement, caller, filters, size=size, common=common)
+        elif frequencies and not frequencies.is_common(filters.tag or "", wanted=size):
+            found = tagged(statement, filters, size=size)
+        source = f"({found}) found join conversations c on c.id = found.id"
+        sql = f"""
+            select {LISTED}, date_part('epoch', {ORDERS[filters.sort].time}) as sorted_at
+            from {source if found else "conversations c"} {joins}
+            {where(statement.conditions) if not found else ""}
+            {ORDERS[filters.sort].clause}
+            limit {size}
+        """
+        depends = filters.search is not None or filters.tag is not None
+        planned = depends and frequencies is None
+        fetch = self._database.fetch_planned if planned else self._database.fetch
+        rows = await fetch(sql, *statement.arguments)
+        last = rows[limit - 1] if len(rows) > limit else None
+        following = cursor_after(last, filters.sort) if last else None
+        return await views_of(self._database, self._views, caller, rows[:limit]), following
 
 
 def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
@@ -137,8 +153,14 @@ def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
 
 
 def add_conditions(
-    statement: Statement, caller: Caller, filters: Filters, cursor: ConversationCursor | None
+    statement: Statement,
+    caller: Caller,
+    filters: Filters,
+    cursor: ConversationCursor | None,
+    *,
+    in_place: bool = False,
 ) -> None:
+    """`in_place`: whether tags are compared row by row, without the index of tags."""
     if filters.sort is Sort.URGENCY:
         statement.where(NEEDS_REPLY)
     if not caller.is_admin:
@@ -153,7 +175,8 @@ def add_conditions(
     if filters.status is not None:
         statement.where(f"c.status = {statement.parameter(filters.status)}")
     if filters.tag is not None:
-        statement.where(f"c.tags @> array[{statement.parameter(filters.tag)}::text]")
+        tags = "coalesce(c.tags, '{}')" if in_place else "c.tags"
+        statement.where(f"{tags} @> array[{statement.parameter(filters.tag)}::text]")
     if filters.unreplied is not None:
         unreplied = "(c.waiting_since is not null and c.status <> 'RESOLVED')"
         statement.where(unreplied if filters.unreplied else f"not {unreplied}")
@@ -239,6 +262,24 @@ def matching(
         )"""
         for branch in (by_message, by_lead)
     )
+
+
+def tagged(statement: Statement, filters: Filters, *, size: int) -> str:
+    """The first conversations with a rare tag, as a subquery: by the index of tags, then sorted.
+
+    The tag hides in a `select`, so that no plan is better for knowing it, and one serves all.
+    """
+    return f"""
+        select c.id
+        from (
+            select * from conversations
+            where tags @> (select array[{statement.parameter(filters.tag)}::text])
+            offset 0
+        ) c
+        {where(statement.conditions)}
+        {ORDERS[filters.sort].clause}
+        limit {size}
+    """
 
 
 def text_query(search: str) -> str:
