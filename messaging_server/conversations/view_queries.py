@@ -9,7 +9,7 @@ import msgspec
 from msgspec import structs
 
 from messaging_server.conversations.urgency import URGENT_SINCE, urgency_of
-from messaging_server.conversations.view_cache import Versions, View, ViewCache
+from messaging_server.conversations.view_cache import View, ViewCache
 from messaging_server.database import Database
 from messaging_server.models import (
     AiView,
@@ -32,8 +32,7 @@ VISIBLE = "($1 or c.assigned_agent_id = $2)"
 UNREAD = "c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count"
 
 LISTED = f"""
-    c.id, c.xmin as version_of_row, l.xmin as version_of_lead, u.xmin as version_of_agent, {UNREAD},
-    (select date_part('epoch', now())) as read_at
+    c.id, c.xmin as row_version, {UNREAD}, (select date_part('epoch', now())) as read_at
 """
 """What a list reads of each conversation. No timestamp: one is as dear to decode as ten ids."""
 
@@ -50,10 +49,12 @@ COLUMNS = f"""
     l.updated_at as lead_updated_at
 """
 
-JOINS = """
+READS = "left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}"
+
+JOINS = f"""
     join leads l on l.id = c.lead_id
     left join users u on u.id = c.assigned_agent_id
-    left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}
+    {READS}
 """
 
 
@@ -163,7 +164,7 @@ async def views_of(
     database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
 ) -> list[Conversation]:
     """The conversations of rows with `LISTED`; without those just lost to sight."""
-    held = [(row, cache.find(row["id"], versions_of(row))) for row in rows]
+    held = [(row, cache.find(row["id"], row["row_version"])) for row in rows]
     missing = [row["id"] for row, view in held if view is None]
     read = await _read_views(database, cache, caller, missing) if missing else {}
     seen = ((row, view or read.get(row["id"])) for row, view in held)
@@ -175,8 +176,7 @@ async def _read_views(
 ) -> dict[UUID, View]:
     rows = await database.fetch(
         f"""
-        select c.xmin as version_of_row, l.xmin as version_of_lead, u.xmin as version_of_agent,
-            {COLUMNS}
+        select c.xmin as row_version, {COLUMNS}
         from conversations c {JOINS.format(user_id="$2")}
         where {VISIBLE} and c.id = any($3)
         """,
@@ -187,14 +187,10 @@ async def _read_views(
     found = {}
     for row in rows:
         conversation = to_conversation(row)
-        view = View(versions_of(row), conversation, row["waiting_since"], row["urgent_since"])
+        view = View(row["row_version"], conversation, row["waiting_since"], row["urgent_since"])
         found[conversation.id] = view
         cache.keep(view)
     return found
-
-
-def versions_of(row: Mapping[str, Any]) -> Versions:
-    return row["version_of_row"], row["version_of_lead"], row["version_of_agent"]
 
 
 def _as_of(row: Mapping[str, Any], view: View) -> Conversation:

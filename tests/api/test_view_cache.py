@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from uuid_utils.compat import uuid7
 from messaging_server.conversations import view_cache
 from messaging_server.conversations.view_cache import View, ViewCache
 from messaging_server.models import Conversation
-from tests.client import Api
+from tests.client import Api, together
 
 
 def execute(dsn: str, sql: str, *arguments: Any) -> None:
@@ -121,16 +122,37 @@ def test_the_oldest_view_makes_room(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(view_cache, "MAX_VIEWS", 3)
-    cache, versions = ViewCache(), (1, 2, None)
+    cache = ViewCache()
     ids = [uuid7() for _ in range(5)]
-    views = [
-        View(
-            versions, structs.replace(conversation, id=each), waiting_since=None, urgent_since=None
-        )
-        for each in ids
-    ]
-    for view in views:
+    for each in ids:
+        shown = structs.replace(conversation, id=each)
+        view = View(1, shown, waiting_since=None, urgent_since=None)
         cache.keep(view)
         cache.keep(view)
-    assert [cache.find(each, versions) for each in ids] == [None, None, *views[2:]]
-    assert cache.find(ids[4], (2, 2, None)) is None
+    kept = [cache.find(each, 1) for each in ids]
+    assert [view.conversation.id if view else None for view in kept] == [None, None, *ids[2:]]
+    assert cache.find(ids[4], 2) is None
+
+
+def test_changes_of_leads_agents_and_messages_do_not_block_each_other(api: Api, agent: Api) -> None:
+    """A deadlock would be a 503."""
+    conversations = [api.new_conversation(agent) for _ in range(4)]
+
+    def change(number: int) -> None:
+        conversation = conversations[number % 4]
+        path = f"/conversations/{conversation['id']}"
+        match number % 5:
+            case 0:
+                lead = f"/leads/{conversation['lead']['id']}"
+                api.patch(lead, {"name": f"Ana {number}"}, expect=200)
+            case 1:
+                api.patch(f"/users/{agent.user['id']}", {"name": f"Bea {number}"}, expect=200)
+            case 2:
+                api.post(f"{path}/assign", {"agentId": agent.user["id"]}, expect=200)
+            case _:
+                agent.post(f"{path}/messages", {"contentText": "Hello"}, expect=201)
+
+    together([partial(change, number) for number in range(200)], threads=8)
+    for conversation in conversations:
+        path = f"/conversations/{conversation['id']}"
+        assert listed(api, conversation["id"]) == api.get(path)
