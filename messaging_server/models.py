@@ -18,6 +18,7 @@ Timestamp = Annotated[
 ]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 TRANSCRIPT_MESSAGES = 30
 SUMMARY_CHARACTERS = 200
@@ -29,6 +30,11 @@ def timestamp(at: datetime) -> str:
     """`at`, which must be aware, as the API writes it; a third of the time of `isoformat`."""
     text = msgspec.json.encode(at.astimezone(UTC) if at.tzinfo is not UTC else at).decode()
     return f"{text[1:24]}Z" if at.microsecond else f"{text[1:20]}.000Z"
+
+
+def members(kind: type[E]) -> dict[str, E]:
+    """By their values, for what is read in rows: a lookup takes a tenth of `kind(value)`."""
+    return {member.value: member for member in kind}
 
 
 class Role(StrEnum):

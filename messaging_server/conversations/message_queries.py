@@ -16,6 +16,7 @@ from messaging_server.models import (
     Message,
     Sender,
     SenderType,
+    members,
     timestamp,
 )
 
@@ -28,6 +29,9 @@ _COLUMNS = """
         when 'AGENT' then coalesce(u.name, split_part(u.email, '@', 1))
     end as sender_name
 """
+
+_SENDER_TYPES = members(SenderType)
+_CONTENT_TYPES = members(ContentType)
 
 _JOINS = "join leads l on l.id = c.lead_id"
 _SENDER = "left join users u on m.sender_type = 'AGENT' and u.id = m.sender_id"
@@ -72,14 +76,14 @@ def media_url_of(given: str | None, attachments: Sequence[Attachment]) -> str | 
 
 def to_message(row: Mapping[str, Any], attachments: Sequence[Attachment]) -> Message:
     sender_id = row["sender_id"]
-    sender_type = SenderType(row["sender_type"])
+    sender_type = _SENDER_TYPES[row["sender_type"]]
     return Message(
         id=row["id"],
         conversation_id=row["conversation_id"],
         seq=row["seq"],
         sender_type=sender_type,
         sender=Sender(id=sender_id, name=row["sender_name"]) if sender_id else None,
-        content_type=ContentType(row["content_type"]),
+        content_type=_CONTENT_TYPES[row["content_type"]],
         content_text=row["content_text"],
         media_url=media_url_of(row["media_url"], attachments),
         attachments=attachments,

@@ -23,6 +23,7 @@ from messaging_server.models import (
     SenderType,
     Source,
     Status,
+    members,
     timestamp,
 )
 
@@ -58,8 +59,15 @@ JOINS = f"""
 """
 
 
+_STATUSES = members(Status)
+_PRIORITIES = members(Priority)
+_SOURCES = members(Source)
+_SENDER_TYPES = members(SenderType)
+_CONTENT_TYPES = members(ContentType)
+
+
 def to_conversation(row: Mapping[str, Any]) -> Conversation:
-    status, priority = Status(row["status"]), _priority(row["priority"])
+    status, priority = _STATUSES[row["status"]], _priority(row["priority"])
     return Conversation(
         id=row["id"],
         inbox_id=row["inbox_id"],
@@ -67,9 +75,9 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
         assigned_agent=_agent(row),
         status=status,
         priority=priority,
-        priority_source=Source(row["priority_source"]),
+        priority_source=_SOURCES[row["priority_source"]],
         tags=row["tags"],
-        tags_source=Source(row["tags_source"]),
+        tags_source=_SOURCES[row["tags_source"]],
         summary=row["ai_summary"],
         ai=_ai_view(row),
         last_message=_last_message(row),
@@ -95,7 +103,7 @@ def _optional_timestamp(at: datetime | None) -> str | None:
 
 
 def _priority(value: str | None) -> Priority | None:
-    return Priority(value) if value is not None else None
+    return _PRIORITIES[value] if value is not None else None
 
 
 def _lead(row: Mapping[str, Any]) -> Lead:
@@ -124,7 +132,7 @@ def _ai_view(row: Mapping[str, Any]) -> AiView | None:
         return None
     return AiView(
         summary=row["ai_summary"],
-        priority=Priority(row["ai_priority"]),
+        priority=_PRIORITIES[row["ai_priority"]],
         tags=row["ai_tags"],
         updated_at=timestamp(row["ai_updated_at"]),
         analyzed_through_seq=row["analyzed_seq"],
@@ -137,8 +145,8 @@ def _last_message(row: Mapping[str, Any]) -> LastMessage | None:
         return None
     return LastMessage(
         seq=row["last_public_seq"],
-        sender_type=SenderType(row["last_message_sender_type"]),
-        content_type=ContentType(row["last_message_content_type"]),
+        sender_type=_SENDER_TYPES[row["last_message_sender_type"]],
+        content_type=_CONTENT_TYPES[row["last_message_content_type"]],
         preview=row["last_message_preview"],
         created_at=timestamp(row["last_message_at"]),
     )
