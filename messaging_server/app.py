@@ -115,6 +115,7 @@ def create_app(config: Config) -> Litestar:
             await analysis.stop()
             await webhooks.stop()
             await realtime.stop()
+            await appender.stop()
             await database.stop()
             uploads.close()
             passwords.close()

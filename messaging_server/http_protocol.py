@@ -16,19 +16,19 @@ class JoinedWrites:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._held: bytes | None = None
+        self._held = b""
 
     def write(self, data: bytes) -> None:
-        if self._held is None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held + data)
+        elif data:
             self._held = data
             self._loop.call_soon(self.flush)
-        else:
-            held, self._held = self._held, None
-            self._transport.writelines((held, data))
 
     def flush(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
             self._transport.write(held)
 
     def close(self) -> None:
@@ -46,8 +46,14 @@ class HttpProtocol(HttpToolsProtocol):
         self, transport: asyncio.Transport
     ) -> None:
         self._bare_transport = transport
-        super().connection_made(cast("asyncio.Transport", JoinedWrites(transport, self.loop)))
+        self._writes = JoinedWrites(transport, self.loop)
+        super().connection_made(cast("asyncio.Transport", self._writes))
+
+    def eof_received(self) -> None:
+        self._writes.flush()
+        super().eof_received()
 
     def handle_websocket_upgrade(self) -> None:
+        self._writes.flush()
         self.transport = self._bare_transport
         super().handle_websocket_upgrade()

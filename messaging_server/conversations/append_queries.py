@@ -73,7 +73,7 @@ _PARAMETERS = {
     "only_agent_id": "uuid",
     "expected_last_seq": "integer",
 }
-"""What a statement gets of each draft, with its type; $15 and $16 are the debounce."""
+"""What a statement gets of each draft, with its type; then come the two of the debounce, if any."""
 
 _NAMES = ", ".join(_PARAMETERS)
 _NUMBERED = list(enumerate(_PARAMETERS.values(), start=1))

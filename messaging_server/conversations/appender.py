@@ -31,12 +31,14 @@ AT_ONCE = 2
 
 LARGEST_GROUP = 32
 
+AGAIN_AT_ONCE = 4
+"""Messages that were left out of a group and may each wait for a lock, on a connection."""
+
 PATIENCE_SECONDS = 0.02
 """After which messages go although so many statements are under way: something holds them up."""
 
 LONGEST_WAIT_SECONDS = ACQUIRE_TIMEOUT_SECONDS
-"""For the messages before it in the same conversation, as for a connection."""
-
+"""For others that come first, as for a connection."""
 
 HELD_UP = "Messages can't be stored in time"
 
@@ -55,6 +57,10 @@ class Waiting(Struct, eq=False):
         if not self.appended.done():
             self.appended.set_exception(error)
 
+    def give_up(self) -> None:
+        if not self.appended.done():
+            self.fail(Unavailable(HELD_UP, retry_after_seconds=RETRY_AFTER_SECONDS))
+
 
 class Appender:
     """Appends messages, those of one conversation one after the other, as they came."""
@@ -66,6 +72,7 @@ class Appender:
         self._busy: set[UUID] = set()  # the conversations of the statements under way
         self._waiting: dict[UUID, deque[Waiting]] = {}  # by conversation
         self._ready: deque[UUID] = deque()  # the conversations that wait and are not busy
+        self._again = asyncio.Semaphore(AGAIN_AT_ONCE)
         self._watch: asyncio.TimerHandle | None = None
         self._groups: set[asyncio.Task[None]] = set()
 
@@ -87,6 +94,14 @@ class Appender:
         finally:
             self._release(conversation_id)
             self._end_statement()
+
+    async def stop(self) -> None:
+        """End what is still under way, whose senders have gone."""
+        if self._watch is not None:
+            self._watch.cancel()
+        for group in self._groups:
+            group.cancel()
+        await asyncio.gather(*self._groups, return_exceptions=True)
 
     def _wait(self, draft: Draft) -> asyncio.Future[Appended | None]:
         loop = asyncio.get_running_loop()
@@ -121,7 +136,7 @@ class Appender:
             for each in queue:
                 if each.since > loop.time() - LONGEST_WAIT_SECONDS:
                     break
-                each.fail(Unavailable(HELD_UP, retry_after_seconds=RETRY_AFTER_SECONDS))
+                each.give_up()
         self._watch = None
         if self._waiting:
             self._watch = loop.call_later(PATIENCE_SECONDS, self._look_after)
@@ -160,16 +175,26 @@ class Appender:
 
     async def _append_group(self, group: Sequence[Waiting]) -> None:
         rest: Sequence[Waiting] = ()
-        if len(group) == 1:
+        if len(group) == 1 and self._under_way <= AT_ONCE:
             await self._append_one(group[0])
-        else:
+        else:  # even one alone, while others are held up: together they don't wait for locks
             rest = await self._append_together(group)
         self._end_statement()
         await asyncio.gather(*map(self._append_again, rest))
 
     async def _append_again(self, waiting: Waiting) -> None:
         """Alone, and beside the statements that are counted: it may wait long for a lock."""
-        await self._append_one(waiting)
+        try:
+            async with asyncio.timeout(LONGEST_WAIT_SECONDS):
+                await self._again.acquire()
+        except TimeoutError:
+            waiting.give_up()
+            self._release(waiting.draft.conversation_id)
+        else:
+            try:
+                await self._append_one(waiting)
+            finally:
+                self._again.release()
         self._go_on()
 
     async def _append_one(self, waiting: Waiting) -> None:
@@ -184,8 +209,8 @@ class Appender:
         statement, drafts = group[0].statement, [each.draft for each in group]
         try:
             found = await append_messages(self._database, statement, drafts, self._debounce)
-        except (asyncpg.UniqueViolationError, asyncpg.DataError, ValidationFailed):
-            return group
+        except (asyncpg.PostgresError, ValidationFailed):
+            return group  # nothing was stored, for the sake of one of them
         except Exception as error:  # noqa: BLE001  # it is for all who wait
             for each in group:
                 each.fail(error)

@@ -1,0 +1,484 @@
+"""Answers leave in one piece, and everything else is as with uvicorn's own protocol.
+
+The server is a real uvicorn with a small ASGI application, the client a bare socket, which
+waits for a piece before it lets the application go on.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self
+
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from messaging_server.http_protocol import HttpProtocol, JoinedWrites
+from messaging_server.realtime.wire import WireProtocol
+from tests.client import LiveServer, wait_until
+
+LARGE = b"".join(number.to_bytes(4, "big") for number in range(5 * 2**20))  # more than buffers hold
+READ_BYTES = 65_536
+SECONDS = 5.0
+UPGRADE = {
+    "connection": "upgrade",
+    "upgrade": "websocket",
+    "sec_websocket_version": "13",
+    "sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class RecordedTransport(asyncio.Transport):
+    """Remembers the calls, with what they wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, list[bytes]]] = []
+        self.closing = False
+
+    def write(self, data: Any) -> None:
+        self.calls.append(("write", [data]))
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.calls.append(("writelines", list(list_of_data)))
+
+    def close(self) -> None:
+        self.calls.append(("close", []))
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def written(self) -> bytes:
+        return b"".join(piece for _, pieces in self.calls for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        yield loop
+
+
+def joined(loop: asyncio.AbstractEventLoop) -> tuple[JoinedWrites, RecordedTransport]:
+    transport = RecordedTransport()
+    return JoinedWrites(transport, loop), transport
+
+
+def turn(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_two_writes_are_one_call(loop: asyncio.AbstractEventLoop) -> None:
+    writes, transport = joined(loop)
+    writes.write(b"head")
+    assert transport.calls == []
+    writes.write(b"body")
+    assert transport.calls == [("write", [b"headbody"])]
+    turn(loop)
+    assert len(transport.calls) == 1
+
+
+def test_lone_write_leaves_when_the_loop_turns(loop: asyncio.AbstractEventLoop) -> None:
+    writes, transport = joined(loop)
+    for piece in (b"one", b"two"):
+        writes.write(piece)
+        turn(loop)
+        assert transport.calls.pop() == ("write", [piece])
+
+
+def test_close_flushes_first(loop: asyncio.AbstractEventLoop) -> None:
+    writes, transport = joined(loop)
+    writes.write(b"head")
+    writes.close()
+    assert transport.calls == [("write", [b"head"]), ("close", [])]
+
+
+def test_the_rest_is_the_transports(loop: asyncio.AbstractEventLoop) -> None:
+    writes, transport = joined(loop)
+    assert writes.get_extra_info == transport.get_extra_info
+    with pytest.raises(AttributeError):
+        _ = writes.no_such_thing
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=3) | st.sampled_from(["flush", "close", "turn"])))
+def test_order_is_kept(loop: asyncio.AbstractEventLoop, steps: list[bytes | str]) -> None:
+    """Only the last piece may be missing, and nothing after a flush, a close or a turn."""
+    writes, transport = joined(loop)
+    written = b""
+    for step in steps:
+        if isinstance(step, bytes):
+            writes.write(step)
+            assert transport.written() in (written, written + step)
+            written += step
+            continue
+        if step == "turn":
+            turn(loop)
+        else:
+            getattr(writes, step)()
+        assert transport.written() == written
+    turn(loop)
+    assert transport.written() == written
+
+
+def test_empty_piece_is_not_passed_on(loop: asyncio.AbstractEventLoop) -> None:
+    """uvicorn writes an empty body for a 204, which `sendmsg` would never be done with."""
+    writes, transport = joined(loop)
+    writes.write(b"head")
+    writes.write(b"")
+    turn(loop)
+    assert [pieces for _, pieces in transport.calls] == [[b"head"]]
+
+
+def test_nothing_is_written_for_a_client_that_has_gone(loop: asyncio.AbstractEventLoop) -> None:
+    """The connection is lost between the write and the turn."""
+    writes, transport = joined(loop)
+    writes.write(b"head")
+    transport.closing = True
+    turn(loop)
+    assert transport.calls == []
+
+
+def upgraded(loop: asyncio.AbstractEventLoop, *, held: bytes) -> RecordedTransport:
+    """A connection that became a WebSocket; without a key, so that it is refused at once."""
+    transport = RecordedTransport()
+
+    async def upgrade() -> None:
+        config = uvicorn.Config(Application(), ws=WireProtocol, log_config=None)
+        protocol = HttpProtocol(config, ServerState(), {})
+        protocol.connection_made(transport)
+        if held:
+            protocol.transport.write(held)
+        protocol.data_received(request("GET /socket", connection="upgrade", upgrade="websocket"))
+
+    loop.run_until_complete(upgrade())
+    return transport
+
+
+def test_websocket_gets_the_bare_transport(loop: asyncio.AbstractEventLoop) -> None:
+    transport = upgraded(loop, held=b"")
+    assert isinstance(transport.protocol, WireProtocol)
+    assert transport.protocol.transport is transport
+
+
+def test_upgrade_flushes_first(loop: asyncio.AbstractEventLoop) -> None:
+    transport = upgraded(loop, held=b"head")
+    assert transport.calls[0] == ("write", [b"head"])
+    assert transport.written().startswith(b"headHTTP/1.1 400")
+
+
+class Exchange:
+    """One request, seen by the application."""
+
+    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        self.path: str = scope["path"]
+        self.receive = receive
+        self.send = send
+
+    async def start(self, status: int = 200, length: int | None = None) -> None:
+        headers = [] if length is None else [(b"content-length", b"%d" % length)]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def body(self, body: bytes, *, more: bool = False) -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class Application:
+    """The first word of the path says how to answer."""
+
+    hang_up: Callable[[], None]
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.pieces_sent = 0
+        self.started, self.ended, self.accept = (threading.Event() for _ in range(3))
+
+    def is_stuck(self) -> bool:
+        """Whether it has sent something, and nothing for a tenth of a second."""
+        before = self.pieces_sent
+        time.sleep(0.1)
+        return 0 < before == self.pieces_sent
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        ended = self.ended  # not the next test's
+        self.started.set()
+        await getattr(self, scope["path"].split("/")[1])(Exchange(scope, receive, send))
+        ended.set()
+
+    async def json(self, exchange: Exchange) -> None:
+        body = json.dumps({"path": exchange.path}).encode()
+        await exchange.start(length=len(body))
+        await exchange.body(body)
+
+    async def empty(self, exchange: Exchange) -> None:
+        await exchange.start(204)
+        await exchange.body(b"")
+
+    async def upload(self, exchange: Exchange) -> None:
+        size, more = 0, True
+        while more and (message := await exchange.receive())["type"] == "http.request":
+            size, more = size + len(message["body"]), message["more_body"]
+        await exchange.start()
+        await exchange.body(b"%d" % size)
+
+    async def echo(self, exchange: Exchange) -> None:
+        await exchange.start()
+        more = True
+        while more:
+            message = await exchange.receive()
+            more = message["more_body"]
+            await exchange.body(message["body"], more=more)
+
+    async def large(self, exchange: Exchange) -> None:
+        """In as many pieces as the path says."""
+        await exchange.start()
+        size = len(LARGE) // int(exchange.path.split("/")[2])
+        for start in range(0, len(LARGE), size):
+            await exchange.body(LARGE[start : start + size], more=start + size < len(LARGE))
+            self.pieces_sent += 1
+
+    async def gone(self, exchange: Exchange) -> None:
+        """The client goes while the head is held back."""
+        await exchange.start()
+        self.hang_up()
+        while (await exchange.receive())["type"] != "http.disconnect":
+            pass
+        await exchange.body(b"late")
+
+    async def socket(self, exchange: Exchange) -> None:
+        await asyncio.to_thread(self.accept.wait, SECONDS)
+        await exchange.receive()
+        await exchange.send({"type": "websocket.accept"})
+        while (message := await exchange.receive())["type"] == "websocket.receive":
+            await exchange.send({"type": "websocket.send", "text": message["text"]})
+
+
+def request(line: str, **headers: str) -> bytes:
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([f"{line} HTTP/1.1", *lines, "", ""]).encode()
+
+
+class Client:
+    """An HTTP/1.1 connection that does only what it is told."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+        self.socket.settimeout(SECONDS)
+        self.socket.connect(("127.0.0.1", port))
+        self.stream = self.socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        self.socket.close()
+
+    def wait_in_recv(self) -> None:
+        """Not in `poll`, after which more can have come until `recv` is called."""
+        self.socket.settimeout(None)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 5, 0))
+
+    def hang_up(self) -> None:
+        """Without a goodbye: the server gets a reset."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.__exit__()
+
+    def send(self, line: str, **headers: str) -> None:
+        self.socket.sendall(request(line, **headers))
+
+    def head(self) -> tuple[int, http.client.HTTPMessage]:
+        status = int(self.stream.readline().split()[1])
+        return status, http.client.parse_headers(self.stream)
+
+    def chunk(self) -> bytes:
+        size = int(self.stream.readline(), 16)
+        return self.stream.read(size + 2)[:size]
+
+    def answer(self) -> tuple[int, bytes]:
+        status, headers = self.head()
+        if headers["transfer-encoding"] == "chunked":
+            return status, b"".join(iter(self.chunk, b""))
+        return status, self.stream.read(int(headers["content-length"] or 0))
+
+    def is_answered(self) -> bool:
+        self.send("GET /json/still")
+        return self.answer() == (200, b'{"path": "/json/still"}')
+
+
+@dataclass(frozen=True)
+class Site:
+    port: int
+    app: Application
+
+    def client(self) -> Client:
+        return Client(self.port)
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def served(request: pytest.FixtureRequest) -> Iterator[Site]:
+    app = Application()
+    config = uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws=WireProtocol,
+        loop=request.param,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        wait_until(lambda: server.started)
+        yield Site(listener.getsockname()[1], app)
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def site(served: Site, caplog: pytest.LogCaptureFixture) -> Iterator[Site]:
+    """Neither the application nor a callback of the loop may fail, which would be logged."""
+    served.app.reset()
+    yield served
+    with served.client() as client:
+        assert client.is_answered()
+    assert [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR] == []
+
+
+def test_answer_comes_in_one_piece(site: Site) -> None:
+    with site.client() as client:
+        client.wait_in_recv()
+        for number in range(500):
+            client.send(f"GET /json/{number}")
+            assert client.socket.recv(READ_BYTES).endswith(b'{"path": "/json/%d"}' % number)
+
+
+def test_the_product_answers_in_one_piece(server: LiveServer) -> None:
+    with Client(server.port) as client:
+        client.wait_in_recv()
+        for _ in range(200):
+            client.send("GET /api/v1/conversations", host="test")
+            head, _, body = client.socket.recv(READ_BYTES).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 401")
+            assert json.loads(body)["error"]["code"] == "unauthenticated"
+
+
+def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
+    lines = [[f"GET /json/{number}", "HEAD /json/0", "GET /empty"] for number in range(50)]
+    with site.client() as client:
+        client.socket.sendall(b"".join(map(request, chain.from_iterable(lines))))
+        for number in range(50):
+            assert client.answer() == (200, b'{"path": "/json/%d"}' % number)
+            assert client.head()[0] == 200
+            assert client.answer() == (204, b"")
+
+
+def test_pieces_of_a_stream_do_not_wait_for_the_next(site: Site) -> None:
+    with site.client() as client:
+        client.send("POST /echo", transfer_encoding="chunked")
+        assert client.head()[0] == 200
+        for piece in (b"one", b"two", b"three"):
+            client.socket.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+            assert client.chunk() == piece
+        client.socket.sendall(b"0\r\n\r\n")
+        assert client.chunk() == b""
+        assert client.is_answered()
+
+
+def test_every_kind_of_answer_on_one_connection(site: Site) -> None:
+    with site.client() as client:
+        for _ in range(3):
+            client.send("HEAD /json/head")
+            status, headers = client.head()
+            assert (status, headers["content-length"]) == (200, "22")
+            client.send("GET /empty")
+            assert client.answer() == (204, b"")
+            client.send("POST /upload", expect="100-continue", content_length="5")
+            assert client.answer() == (100, b"")
+            client.socket.sendall(b"hello")
+            assert client.answer() == (200, b"5")
+            client.send("POST /echo", content_length="5")
+            client.socket.sendall(b"hello")
+            assert client.answer() == (200, b"hello")
+            assert client.is_answered()
+
+
+@pytest.mark.parametrize(
+    ("line", "end"),
+    [
+        ("GET /json/last", b'\r\n\r\n{"path": "/json/last"}'),
+        ("HEAD /json/last", b"\r\n\r\n"),
+        ("GET /empty", b"\r\n\r\n"),
+        ("no request", b"Invalid HTTP request received."),
+    ],
+)
+def test_answer_is_whole_before_the_connection_closes(site: Site, line: str, end: bytes) -> None:
+    with site.client() as client:
+        client.send(line, connection="close")
+        received = client.stream.read()
+    assert received.startswith(b"HTTP/1.1 ")
+    assert received.endswith(end)
+
+
+@pytest.mark.parametrize(("pieces", "at_most"), [(1, 1), (320, 160)])
+def test_slow_client_holds_back_and_gets_all(site: Site, pieces: int, at_most: int) -> None:
+    with site.client() as client:
+        client.send(f"GET /large/{pieces}")
+        wait_until(site.app.is_stuck)
+        assert site.app.pieces_sent <= at_most
+        status, body = client.answer()
+        assert status == 200
+        assert body == LARGE
+        assert site.app.ended.wait(SECONDS)
+
+
+@pytest.mark.parametrize("line", ["GET /large/320", "GET /gone", "POST /upload"])
+def test_client_that_goes_does_no_harm(site: Site, line: str) -> None:
+    """While it is sent to, while a piece for it is held back, and before it has sent all."""
+    with site.client() as client:
+        site.app.hang_up = client.hang_up
+        client.send(line, content_length="5" if "upload" in line else "0")
+        if "gone" not in line:
+            assert site.app.started.wait(SECONDS)
+            client.hang_up()
+        assert site.app.ended.wait(SECONDS)
+
+
+def test_websocket(site: Site) -> None:
+    """After an answer on the same connection; with a frame sent before it is accepted.
+
+    uvicorn itself loses a frame that comes in one piece with the handshake.
+    """
+    with site.client() as client:
+        assert client.is_answered()
+        site.app.started.clear()
+        client.send("GET /socket", **UPGRADE)
+        assert site.app.started.wait(SECONDS)
+        client.socket.sendall(b"\x81\x83\0\0\0\0one")
+        site.app.accept.set()
+        assert client.head()[0] == 101
+        assert client.stream.read(5) == b"\x81\x03one"
+        client.socket.sendall(b"\x81\x83\0\0\0\0two" * 2)
+        assert client.stream.read(10) == b"\x81\x03two" * 2
