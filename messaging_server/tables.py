@@ -279,6 +279,11 @@ class ConversationCounts(Table, tablename="conversation_counts"):
     count = Integer()  # type: ignore[assignment]  # hides Table.count, which nothing here calls
 
 
+class ShownUsers(Table, tablename="shown_users"):
+    id = SmallInt(primary_key=True)
+    version = BigInt()
+
+
 TABLES: tuple[type[Table], ...] = (
     Users,
     Inboxes,
@@ -297,4 +302,5 @@ TABLES: tuple[type[Table], ...] = (
     WebhookBodies,
     WebhookDeliveries,
     ConversationCounts,
+    ShownUsers,
 )

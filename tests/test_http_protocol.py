@@ -53,9 +53,6 @@ class RecordedTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         self.calls.append(("write", [data]))
 
-    def writelines(self, list_of_data: Any) -> None:
-        self.calls.append(("writelines", list(list_of_data)))
-
     def close(self) -> None:
         self.calls.append(("close", []))
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from messaging_server.conversations.tag_frequencies import TagFrequencies
 from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
 from messaging_server.conversations.view_cache import ViewCache
-from messaging_server.conversations.view_queries import LISTED, READS, views_of
+from messaging_server.conversations.view_queries import LISTED, LISTED_JOINS, views_of
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
 from messaging_server.leads.queries import search_condition, search_pattern
@@ -122,7 +122,7 @@ class ConversationList:
             raise ValidationFailed.of("cursor", f"was given out for sort={cursor.sort}")
         frequencies = await self._tags.fetch() if filters.are_a_tag_alone else None
         statement = Statement()
-        reads = READS.format(user_id=statement.parameter(caller.id))
+        joins = LISTED_JOINS.format(user_id=statement.parameter(caller.id))
         add_conditions(statement, caller, filters, cursor, in_place=frequencies is not None)
         size = limit + 1  # written out: as a parameter it would keep Postgres planning every time
         found = None
@@ -134,7 +134,7 @@ class ConversationList:
         source = f"({found}) found join conversations c on c.id = found.id"
         sql = f"""
             select {LISTED}, date_part('epoch', {ORDERS[filters.sort].time}) as sorted_at
-            from {source if found else "conversations c"} {reads}
+            from {source if found else "conversations c"} {joins}
             {where(statement.conditions) if not found else ""}
             {ORDERS[filters.sort].clause}
             limit {size}

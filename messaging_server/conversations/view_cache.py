@@ -2,9 +2,9 @@
 
 Most of a page's cost is turning rows into conversations, and most of a page is the same the next
 time. A row version has its own `xmin` (the id of the transaction that wrote it), so a view is as
-good as new while the row that it was made of still has it, whoever writes it. A change of its lead
-or agent makes a new version, too, by triggers. What depends on the moment or on the viewer
-(urgency, unread count) is filled in anew.
+good as new while the rows that it was made of still have theirs, whoever writes them. All users
+together have one version: there are few, and they seldom change. What depends on the moment or on
+the viewer (urgency, unread count) is filled in anew.
 """
 
 from datetime import datetime
@@ -17,10 +17,14 @@ from messaging_server.models import Conversation
 MAX_VIEWS = 10_000
 
 
+Versions = tuple[int, int, int]
+"""`xmin` of the conversation and of its lead, and the version of the users."""
+
+
 class View(Struct, frozen=True):
     """A conversation, with what its urgency is reckoned from."""
 
-    version: int
+    versions: Versions
     conversation: Conversation
     waiting_since: datetime | None
     urgent_since: datetime | None
@@ -32,9 +36,9 @@ class ViewCache:
     def __init__(self) -> None:
         self._views: dict[UUID, View] = {}
 
-    def find(self, conversation_id: UUID, version: int) -> View | None:
+    def find(self, conversation_id: UUID, versions: Versions) -> View | None:
         view = self._views.get(conversation_id)
-        return view if view is not None and view.version == version else None
+        return view if view is not None and view.versions == versions else None
 
     def keep(self, view: View) -> None:
         """Not for what a transaction has read that may still change it."""

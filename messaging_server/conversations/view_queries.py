@@ -9,7 +9,7 @@ import msgspec
 from msgspec import structs
 
 from messaging_server.conversations.urgency import URGENT_SINCE, urgency_of
-from messaging_server.conversations.view_cache import View, ViewCache
+from messaging_server.conversations.view_cache import Versions, View, ViewCache
 from messaging_server.database import Database
 from messaging_server.models import (
     AiView,
@@ -32,8 +32,13 @@ VISIBLE = "($1 or c.assigned_agent_id = $2)"
 
 UNREAD = "c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count"
 
+VERSIONS = """
+    c.xmin as version_of_row, l.xmin as version_of_lead,
+    (select version from shown_users) as version_of_users
+"""
+
 LISTED = f"""
-    c.id, c.xmin as row_version, {UNREAD}, (select date_part('epoch', now())) as read_at
+    c.id, {VERSIONS}, {UNREAD}, (select date_part('epoch', now())) as read_at
 """
 """What a list reads of each conversation. No timestamp: one is as dear to decode as ten ids."""
 
@@ -50,13 +55,12 @@ COLUMNS = f"""
     l.updated_at as lead_updated_at
 """
 
-READS = "left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}"
-
-JOINS = f"""
+LISTED_JOINS = """
     join leads l on l.id = c.lead_id
-    left join users u on u.id = c.assigned_agent_id
-    {READS}
+    left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}
 """
+
+JOINS = f"{LISTED_JOINS} left join users u on u.id = c.assigned_agent_id"
 
 
 _STATUSES = members(Status)
@@ -172,7 +176,7 @@ async def views_of(
     database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
 ) -> list[Conversation]:
     """The conversations of rows with `LISTED`; without those just lost to sight."""
-    held = [(row, cache.find(row["id"], row["row_version"])) for row in rows]
+    held = [(row, cache.find(row["id"], versions_of(row))) for row in rows]
     missing = [row["id"] for row, view in held if view is None]
     read = await _read_views(database, cache, caller, missing) if missing else {}
     seen = ((row, view or read.get(row["id"])) for row, view in held)
@@ -184,7 +188,7 @@ async def _read_views(
 ) -> dict[UUID, View]:
     rows = await database.fetch(
         f"""
-        select c.xmin as row_version, {COLUMNS}
+        select {VERSIONS}, {COLUMNS}
         from conversations c {JOINS.format(user_id="$2")}
         where {VISIBLE} and c.id = any($3)
         """,
@@ -195,10 +199,14 @@ async def _read_views(
     found = {}
     for row in rows:
         conversation = to_conversation(row)
-        view = View(row["row_version"], conversation, row["waiting_since"], row["urgent_since"])
+        view = View(versions_of(row), conversation, row["waiting_since"], row["urgent_since"])
         found[conversation.id] = view
         cache.keep(view)
     return found
+
+
+def versions_of(row: Mapping[str, Any]) -> Versions:
+    return row["version_of_row"], row["version_of_lead"], row["version_of_users"]
 
 
 def _as_of(row: Mapping[str, Any], view: View) -> Conversation:

@@ -126,12 +126,61 @@ def test_the_oldest_view_makes_room(
     ids = [uuid7() for _ in range(5)]
     for each in ids:
         shown = structs.replace(conversation, id=each)
-        view = View(1, shown, waiting_since=None, urgent_since=None)
+        view = View((1, 2, 3), shown, waiting_since=None, urgent_since=None)
         cache.keep(view)
         cache.keep(view)
-    kept = [cache.find(each, 1) for each in ids]
+    kept = [cache.find(each, (1, 2, 3)) for each in ids]
     assert [view.conversation.id if view else None for view in kept] == [None, None, *ids[2:]]
-    assert cache.find(ids[4], 2) is None
+    assert cache.find(ids[4], (1, 2, 4)) is None
+
+
+CHANGES_UNDER_WAY = {
+    "lead": (
+        "insert into conversations (id, lead_id) values ($1, $2)",
+        "update leads set name = 'New' where id = $2 and $1::uuid is not null",
+        lambda seen: seen["lead"]["name"],
+    ),
+    "agent": (
+        "insert into conversations (id, lead_id, assigned_agent_id) values ($1, $2, $3)",
+        "update users set name = 'New' where id = $3 and $1::uuid <> $2::uuid",
+        lambda seen: seen["assignedAgent"]["name"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES_UNDER_WAY)
+def test_changes_that_overlap_are_shown_when_both_are_there(
+    api: Api, agent: Api, api_dsn: str, what: str
+) -> None:
+    """A conversation comes while whom it shows is being changed; the list is read in between."""
+    insert, change, name = CHANGES_UNDER_WAY[what]
+    lead_id = UUID(api.new_conversation(agent)["lead"]["id"])
+    conversation_id, agent_id = uuid7(), UUID(agent.user["id"])
+    known = {"lead": (conversation_id, lead_id), "agent": (conversation_id, lead_id, agent_id)}
+    arguments = known[what]
+
+    async def overlap() -> tuple[str, str]:
+        first, second = await asyncpg.connect(api_dsn), await asyncpg.connect(api_dsn)
+        try:
+            inserting, changing = first.transaction(), second.transaction()
+            await inserting.start()
+            await first.execute(insert, *arguments)
+            await changing.start()
+            await second.execute(change, *arguments)
+            await inserting.commit()
+            before = await asyncio.to_thread(listed, api, str(conversation_id))
+            await changing.commit()
+            after = await asyncio.to_thread(listed, api, str(conversation_id))
+            assert before
+            assert after
+            return name(before), name(after)
+        finally:
+            await first.close()
+            await second.close()
+
+    before, after = asyncio.run(overlap())
+    assert before != "New"
+    assert after == "New"
 
 
 def test_changes_of_leads_agents_and_messages_do_not_block_each_other(api: Api, agent: Api) -> None:
