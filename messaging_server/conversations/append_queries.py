@@ -57,7 +57,7 @@ class Appended(Struct, frozen=True):
     attachments: tuple[Attachment, ...] = ()
 
 
-_PARAMETERS = {
+PARAMETERS = {
     "id": "uuid",
     "conversation_id": "uuid",
     "sender_type": "text",
@@ -75,8 +75,8 @@ _PARAMETERS = {
 }
 """What a statement gets of each draft, with its type; then come the two of the debounce, if any."""
 
-_NAMES = ", ".join(_PARAMETERS)
-_NUMBERED = list(enumerate(_PARAMETERS.values(), start=1))
+_NAMES = ", ".join(PARAMETERS)
+_NUMBERED = list(enumerate(PARAMETERS.values(), start=1))
 _ONE = f"(values ({', '.join(f'${n}::{kind}' for n, kind in _NUMBERED)})) draft ({_NAMES})"
 _MANY = f"unnest({', '.join(f'${n}::{kind}[]' for n, kind in _NUMBERED)}) draft ({_NAMES})"
 
@@ -199,7 +199,9 @@ async def append_message(database: Database, draft: Draft, debounce: Debounce) -
     id was used before.
     """
     statement = statement_of(draft)
-    row = await database.fetch_row(statement.one, *_values(draft), *_intervals(statement, debounce))
+    row = await database.fetch_row(
+        statement.one, *values_of(draft), *_intervals(statement, debounce)
+    )
     return _to_appended(row) if row else None
 
 
@@ -211,13 +213,13 @@ async def append_messages(
     Their conversations must differ, and `statement` be that of all of them. What is missing was
     refused, or its conversation is locked: `append_message` tells. What that raises, this raises.
     """
-    columns = zip(*(_values(draft) for draft in drafts), strict=True)
+    columns = zip(*(values_of(draft) for draft in drafts), strict=True)
     rows = await database.fetch(statement.many, *columns, *_intervals(statement, debounce))
     return {row["id"]: _to_appended(row) for row in rows}
 
 
-def _values(draft: Draft) -> tuple[Any, ...]:
-    """In the order of `_PARAMETERS`."""
+def values_of(draft: Draft) -> tuple[Any, ...]:
+    """In the order of `PARAMETERS`."""
     return (
         draft.id,
         draft.conversation_id,

@@ -4,7 +4,7 @@ Messages are found by the words they hold (each search word may be the beginning
 by any part of name, e-mail or phone. Only core Postgres is needed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -76,8 +76,8 @@ class Filters(Struct, frozen=True, kw_only=True):
     search: str | None = None
 
     @property
-    def are_a_tag_alone(self) -> bool:
-        """But for an agent: those of one agent have their own index, in the same order."""
+    def are_only_a_tag(self) -> bool:
+        """Or a tag and an agent, whose conversations have an index of their own in that order."""
         others = (self.priority, self.status, self.unassigned, self.unreplied, self.search)
         return self.tag is not None and self.sort is Sort.ACTIVITY and others == (None,) * 5
 
@@ -120,32 +120,44 @@ class ConversationList:
         """
         if cursor is not None and cursor.sort is not filters.sort:
             raise ValidationFailed.of("cursor", f"was given out for sort={cursor.sort}")
-        frequencies = await self._tags.fetch() if filters.are_a_tag_alone else None
+        rows = await self._find(caller, filters, cursor, size=limit + 1)
+        last = rows[limit - 1] if len(rows) > limit else None
+        following = cursor_after(last, filters.sort) if last else None
+        return await views_of(self._database, self._views, caller, rows[:limit]), following
+
+    async def _find(
+        self, caller: Caller, filters: Filters, cursor: ConversationCursor | None, *, size: int
+    ) -> Sequence[Mapping[str, Any]]:
+        """The first `size` rows of `LISTED`, with the time by which they are sorted.
+
+        `size` is written out: as a parameter it would keep Postgres planning every time.
+        """
+        frequencies = await self._tags.fetch() if filters.are_only_a_tag else None
         statement = Statement()
         joins = LISTED_JOINS.format(user_id=statement.parameter(caller.id))
         add_conditions(statement, caller, filters, cursor, in_place=frequencies is not None)
-        size = limit + 1  # written out: as a parameter it would keep Postgres planning every time
-        found = None
+        source, conditions = "conversations c", where(statement.conditions)
+        found = ""
         if filters.search is not None:
             common = await is_common(self._database, caller, filters, cursor)
             found = matching(statement, caller, filters, size=size, common=common)
         elif frequencies and not frequencies.is_common(filters.tag or "", wanted=size):
             found = tagged(statement, filters, size=size)
-        source = f"({found}) found join conversations c on c.id = found.id"
-        sql = f"""
-            select {LISTED}, date_part('epoch', {ORDERS[filters.sort].time}) as sorted_at
-            from {source if found else "conversations c"} {joins}
-            {where(statement.conditions) if not found else ""}
-            {ORDERS[filters.sort].clause}
-            limit {size}
-        """
+        if found:
+            source, conditions = f"({found}) found join conversations c on c.id = found.id", ""
         depends = filters.search is not None or filters.tag is not None
         planned = depends and frequencies is None
         fetch = self._database.fetch_planned if planned else self._database.fetch
-        rows = await fetch(sql, *statement.arguments)
-        last = rows[limit - 1] if len(rows) > limit else None
-        following = cursor_after(last, filters.sort) if last else None
-        return await views_of(self._database, self._views, caller, rows[:limit]), following
+        return await fetch(
+            f"""
+            select {LISTED}, date_part('epoch', {ORDERS[filters.sort].time}) as sorted_at
+            from {source} {joins}
+            {conditions}
+            {ORDERS[filters.sort].clause}
+            limit {size}
+            """,
+            *statement.arguments,
+        )
 
 
 def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:

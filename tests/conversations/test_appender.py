@@ -14,7 +14,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from messaging_server.conversations import appender
-from messaging_server.conversations.append_queries import Appended, Draft, statement_of
+from messaging_server.conversations.append_queries import (
+    PARAMETERS,
+    Appended,
+    Draft,
+    statement_of,
+    values_of,
+)
 from messaging_server.conversations.appender import AT_ONCE, LARGEST_GROUP
 from messaging_server.errors import Unavailable, ValidationFailed
 from tests.analysis.waiting import until
@@ -138,6 +144,12 @@ async def test_many_conversations(inbox: Inbox) -> None:
 )
 async def test_any_messages(inbox: Inbox, messages: list[Message], locked_seconds: float) -> None:
     await assert_as_singly(inbox, messages, locked_seconds=locked_seconds)
+
+
+def test_values_are_in_the_order_of_the_parameters() -> None:
+    names: dict[str, Any] = {name: name for name in PARAMETERS if name != "attachment_count"}
+    expected = {**names, "attachment_count": 0}
+    assert dict(zip(PARAMETERS, values_of(Draft(**names)), strict=True)) == expected
 
 
 async def test_many_cost_few_statements(inbox: Inbox) -> None:
