@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
+from messaging_server import http_protocol
 from messaging_server.http_protocol import HttpProtocol, JoinedWrites
 from messaging_server.realtime.wire import WireProtocol
 from tests.client import LiveServer, wait_until
@@ -479,3 +480,67 @@ def test_websocket(site: Site) -> None:
         assert client.stream.read(5) == b"\x81\x03one"
         client.socket.sendall(b"\x81\x83\0\0\0\0two" * 2)
         assert client.stream.read(10) == b"\x81\x03two" * 2
+
+
+def is_closed(client: Client) -> bool:
+    try:
+        return client.socket.recv(READ_BYTES) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_head_must_come_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether nothing comes, or a little now and then, or the second request stops halfway."""
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.4)
+    with site.client() as silent, site.client() as slow, site.client() as second:
+        second.send("GET /json/first")
+        assert second.answer()[0] == 200
+        second.socket.sendall(b"GET /json/second HTTP/1.1\r\n")
+        for piece in (b"GET /json/slow", b" HTTP/1.1\r\n", b"host: test\r\n", b"x: y\r\n"):
+            slow.socket.sendall(piece)
+            time.sleep(0.05)
+        assert is_closed(silent)
+        for client in (slow, second):
+            assert client.answer()[0] == 400
+            assert is_closed(client)
+
+
+def test_a_head_that_comes_slowly_but_in_time_is_answered(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 1.0)
+    with site.client() as client:
+        for _ in range(3):
+            for byte in request("GET /json/still"):
+                client.socket.sendall(bytes([byte]))
+                time.sleep(0.01)
+            assert client.answer() == (200, b'{"path": "/json/still"}')
+        time.sleep(1.1)  # the limit is one of heads, not of connections
+        assert client.is_answered()
+
+
+def test_a_long_answer_is_not_cut_off_by_the_next_head(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
+    with site.client() as client:
+        client.send("POST /echo", transfer_encoding="chunked")
+        assert client.head()[0] == 200
+        for piece in (b"one", b"two"):
+            client.socket.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+            assert client.chunk() == piece
+            time.sleep(0.3)
+        client.socket.sendall(b"0\r\n\r\nGET /json/next HTTP/1.1\r\n")
+        assert client.chunk() == b""
+
+
+@pytest.mark.parametrize("filler", [b"x: y\r\n", b"y"], ids=["headers", "one header"])
+def test_a_head_must_not_be_too_large(site: Site, filler: bytes) -> None:
+    with site.client() as client:
+        client.socket.sendall(b"GET /json/large HTTP/1.1\r\nx: ")
+        time.sleep(0.1)  # the first piece has gone
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                client.socket.sendall(filler * (READ_BYTES // len(filler)))
+            pytest.fail("it takes all there is")
+        assert not site.app.started.is_set()
