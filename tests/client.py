@@ -125,6 +125,10 @@ def together(calls: Iterable[Callable[[], T]], threads: int = 20) -> list[T]:
         return list(executor.map(lambda call: call(), calls))
 
 
+ALL_KEPT_ALIVE = httpx.Limits(max_connections=100, max_keepalive_connections=None)
+"""Else httpx closes the surplus of idle ones, also one that another thread was just given."""
+
+
 class Api:
     """One user's (or key's, or nobody's) view of the REST API; closes those it made."""
 
@@ -133,7 +137,9 @@ class Api:
         self.url = url
         self.token = token
         self.user = user or {}
-        self.http = httpx.Client(base_url=f"{url}/api/v1", headers=headers, timeout=30)
+        self.http = httpx.Client(
+            base_url=f"{url}/api/v1", headers=headers, timeout=30, limits=ALL_KEPT_ALIVE
+        )
         self._made: list[Api] = []
 
     def __enter__(self) -> Self:
