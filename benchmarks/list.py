@@ -148,8 +148,8 @@ async def paths(dsn: str, connection: Connection, conversations: int) -> dict[st
         "dashboard": "/api/v1/dashboard/metrics",
     }
     return {
-        "pages never seen": [f"{base}?limit=20&cursor={encode_cursor(each)}" for each in cursors],
         **{name: [path] for name, path in single.items()},
+        "pages never seen": [f"{base}?limit=20&cursor={encode_cursor(each)}" for each in cursors],
     }
 
 
