@@ -18,10 +18,10 @@ from messaging_server.conversations.service import (
     ReadMark,
     ReadRequest,
 )
+from messaging_server.direct import Direct
 from messaging_server.errors import ValidationFailed
 from messaging_server.http import (
     ADMIN_ONLY,
-    Direct,
     Failure,
     PageCursor,
     PageLimit,

@@ -5,7 +5,8 @@ from typing import Any
 from litestar import get
 
 from messaging_server.dashboard.service import Metrics
-from messaging_server.http import Direct, Request, Success
+from messaging_server.direct import Direct
+from messaging_server.http import Request, Success
 
 
 @get("/dashboard/metrics", middleware=[Direct], tags=["Dashboard"])
