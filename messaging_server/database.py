@@ -301,6 +301,14 @@ def clean_dsn(dsn: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(known)))
 
 
+def shown_time(expression: str) -> str:
+    """SQL for a time as the API writes it, as `models.timestamp` does.
+
+    For what is read often: asyncpg takes as long for one timestamp as for ten texts.
+    """
+    return f"""to_char({expression}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+
+
 def row_count(tag: str) -> int:
     """The number of rows in a command tag such as `UPDATE 3`."""
     return int(re.split(r"\s", tag)[-1])

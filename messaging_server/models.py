@@ -206,7 +206,10 @@ class Urgency(Model, frozen=True):
 
 
 class Conversation(Model, frozen=True):
-    """A conversation as one user sees it: `unread_count` is that user's own."""
+    """A conversation as one user sees it: `unread_count` is that user's own.
+
+    What depends on the viewer or the moment comes last, so that the rest is one piece of JSON.
+    """
 
     id: UUID
     inbox_id: UUID | None
@@ -221,13 +224,13 @@ class Conversation(Model, frozen=True):
     ai: AiView | None
     last_message: LastMessage | None
     last_seq: int
-    unread_count: int
     waiting_since: Timestamp | None
-    urgency: Urgency | None
     snoozed_until: Timestamp | None
     created_at: Timestamp
     updated_at: Timestamp
     version: int
+    unread_count: int
+    urgency: Urgency | None
 
 
 class Attachment(Model, frozen=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging_server.database import Database, clean_dsn, row_count
+from messaging_server.database import Database, clean_dsn, row_count, shown_time
 from messaging_server.errors import StartupError, Unavailable, ValidationFailed
 from messaging_server.events import Bus, Event
 from messaging_server.leases import is_open
+from messaging_server.models import timestamp
 
 POOL_SIZE = 3
 
@@ -261,6 +263,25 @@ def test_what_cannot_be_stored_is_the_clients_fault(run: Run) -> None:
             await bench.database.execute("insert into numbers values ($1)", "one")
 
     run(work)
+
+
+def test_times_look_alike_whoever_writes_them(run: Run) -> None:
+    times = [
+        datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC),
+        datetime(2026, 2, 3, 4, 5, 6, 7_009, tzinfo=UTC),
+        datetime(2026, 7, 31, 12, 0, 0, 120_999, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, 999_998, tzinfo=UTC),
+    ]
+
+    async def read(bench: Bench) -> None:
+        shown = await bench.database.fetch(
+            f"select {shown_time('at')} as at from unnest($1::timestamptz[]) as at", times
+        )
+        assert [row["at"] for row in shown] == [timestamp(at) for at in times]
+
+    run(read)
 
 
 def test_nothing_listens(dsn: str) -> None:

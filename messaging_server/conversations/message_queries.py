@@ -7,7 +7,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from messaging_server.attachments import queries as attachment_queries
-from messaging_server.database import Database
+from messaging_server.database import Database, shown_time
 from messaging_server.models import (
     Attachment,
     Caller,
@@ -17,12 +17,12 @@ from messaging_server.models import (
     Sender,
     SenderType,
     members,
-    timestamp,
 )
 
-_COLUMNS = """
+_COLUMNS = f"""
     m.id, m.conversation_id, m.seq, m.sender_type, m.content_type, m.content_text, m.media_url,
-    m.private, m.delivery, m.client_message_id, m.attachment_count, m.created_at,
+    m.private, m.delivery, m.client_message_id, m.attachment_count,
+    {shown_time("m.created_at")} as created_at,
     case m.sender_type when 'LEAD' then l.id when 'AGENT' then u.id end as sender_id,
     case m.sender_type
         when 'LEAD' then l.name
@@ -90,7 +90,7 @@ def to_message(row: Mapping[str, Any], attachments: Sequence[Attachment]) -> Mes
         private=row["private"],
         status=status_of(sender_type, private=row["private"], delivery=row["delivery"]),
         client_message_id=row["client_message_id"],
-        created_at=timestamp(row["created_at"]),
+        created_at=row["created_at"],
     )
 
 

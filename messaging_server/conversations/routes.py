@@ -1,6 +1,6 @@
 """`/conversations` and their messages."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 from litestar import Response, get, patch, post
@@ -63,7 +63,7 @@ async def list_conversations(
     cursor: PageCursor = None,
 ) -> Success[Page[Conversation]]:
     """Conversations for which all given filters hold; by urgency only those that need a reply."""
-    conversations, following = await request.app.state.conversation_list.fetch_page(
+    encoded, following = await request.app.state.conversation_list.fetch_page(
         request.caller,
         Filters(
             sort=sort,
@@ -78,7 +78,7 @@ async def list_conversations(
         limit=limit,
         cursor=decode_cursor(cursor, ConversationCursor) if cursor else None,
     )
-    return page(conversations, following)
+    return page(cast("list[Conversation]", encoded), following)
 
 
 @post("/conversations", tags=["Conversations"], responses={404: NO_SUCH_LEAD})

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 
 from messaging_server.conversations.tag_frequencies import TagFrequencies
@@ -19,7 +20,7 @@ from messaging_server.conversations.view_queries import LISTED, LISTED_JOINS, vi
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
 from messaging_server.leads.queries import search_condition, search_pattern
-from messaging_server.models import Caller, Conversation, Priority, Status
+from messaging_server.models import Caller, Priority, Status
 
 MATCHING_LEADS = 1_000
 SAMPLE = 50
@@ -112,8 +113,8 @@ class ConversationList:
         *,
         limit: int,
         cursor: ConversationCursor | None,
-    ) -> tuple[list[Conversation], ConversationCursor | None]:
-        """One page, and the cursor of the next, if there is one.
+    ) -> tuple[list[msgspec.Raw], ConversationCursor | None]:
+        """One page, each conversation as JSON, and the cursor of the next, if there is one.
 
         Which conversations they are is read first, then those that are not held as they are.
         Raises `ValidationFailed` for a cursor of another sort.

@@ -29,9 +29,12 @@ from messaging_server.models import (
     Priority,
     Request,
     Status,
+    timestamp,
 )
 
 NO_SUCH_CONVERSATION = "No such conversation"
+LAST_TIME = datetime.max.replace(microsecond=999_000, tzinfo=UTC)
+"""asyncpg stores the last microsecond of all as infinity, which can't be shown."""
 
 Seq = Annotated[int, Meta(ge=0, le=2_147_483_647)]
 TagName = Annotated[str, Meta(min_length=1, max_length=50)]
@@ -159,6 +162,8 @@ def checked_changes(request: ConversationChanges) -> dict[str, Any]:
             raise ValidationFailed.of("snoozedUntil", "goes only with status SNOOZED")
         if until <= datetime.now(UTC):
             raise ValidationFailed.of("snoozedUntil", "must be in the future")
+        if until > LAST_TIME:
+            raise ValidationFailed.of("snoozedUntil", f"must be at most {timestamp(LAST_TIME)}")
     if changes.get("tags"):
         changes["tags"] = list(dict.fromkeys(changes["tags"]))
     return changes

@@ -5,42 +5,43 @@ it. As the head start of a priority does not change, the order of conversations 
 itself, and it can be indexed and paged.
 """
 
-from datetime import datetime, timedelta
+from msgspec import Struct
 
-from messaging_server.models import Priority, Status, Urgency
+from messaging_server.models import Priority, Urgency
 
 URGENT_SINCE = "urgent_since(c.waiting_since, c.priority)"
 NEEDS_REPLY = "c.waiting_since is not null and c.status = 'OPEN'"
 
-MINUTE = timedelta(minutes=1)
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
+MINUTE = 60
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 
 
-def urgency_of(
-    status: Status,
-    priority: Priority | None,
-    *,
-    waiting_since: datetime | None,
-    urgent_since: datetime | None,
-    now: datetime,
-) -> Urgency | None:
-    """As of `now`, by the clock of the database; None unless the conversation needs a reply."""
-    if waiting_since is None or urgent_since is None or status is not Status.OPEN:
-        return None
-    priority_text = f"{priority} priority" if priority else "No priority yet"
-    return Urgency(
-        score=max(0.0, round((now - urgent_since) / HOUR, 1)),
-        reason=f"{priority_text}, {waiting_text(now - waiting_since)}",
-    )
+class Wait(Struct, frozen=True):
+    """Of a conversation that needs a reply; times in seconds of Unix time, by the database."""
+
+    priority: str
+    since: float
+    urgent_since: float
+
+    @classmethod
+    def of(cls, priority: Priority | None, since: float, urgent_since: float) -> "Wait":
+        text = f"{priority} priority" if priority else "No priority yet"
+        return cls(text, since, urgent_since)
+
+    def urgency(self, now: float) -> Urgency:
+        """Its score is in hours, to one decimal place."""
+        tenths = int((now - self.urgent_since) / HOUR * 10 + 0.5)
+        reason = f"{self.priority}, {waiting_text(int(now - self.since))}"
+        return Urgency(score=tenths / 10 if tenths > 0 else 0.0, reason=reason)
 
 
-def waiting_text(waited: timedelta) -> str:
+def waiting_text(seconds: int) -> str:
     """Rounded down; hours until there are two days."""
-    if waited < MINUTE:
+    if seconds < MINUTE:
         return "waiting less than a minute"
-    if waited < HOUR:
-        return f"waiting {waited // MINUTE} min"
-    if waited < 2 * DAY:
-        return f"waiting {waited // HOUR} h"
-    return f"waiting {waited // DAY} days"
+    if seconds < HOUR:
+        return f"waiting {seconds // MINUTE} min"
+    if seconds < 2 * DAY:
+        return f"waiting {seconds // HOUR} h"
+    return f"waiting {seconds // DAY} days"

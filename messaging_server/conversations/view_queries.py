@@ -1,16 +1,14 @@
 """SQL that reads conversations as one user sees them: an ADMIN, or the agent it is assigned to."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec import structs
 
-from messaging_server.conversations.urgency import URGENT_SINCE, urgency_of
+from messaging_server.conversations.urgency import URGENT_SINCE, Wait
 from messaging_server.conversations.view_cache import Versions, View, ViewCache
-from messaging_server.database import Database
+from messaging_server.database import Database, shown_time
 from messaging_server.models import (
     AiView,
     AssignedAgent,
@@ -24,7 +22,6 @@ from messaging_server.models import (
     Source,
     Status,
     members,
-    timestamp,
 )
 
 VISIBLE = "($1 or c.assigned_agent_id = $2)"
@@ -40,19 +37,24 @@ VERSIONS = """
 LISTED = f"""
     c.id, {VERSIONS}, {UNREAD}, (select date_part('epoch', now())) as read_at
 """
-"""What a list reads of each conversation. No timestamp: one is as dear to decode as ten ids."""
+"""What a list reads of each conversation."""
 
 COLUMNS = f"""
     c.id, c.inbox_id, c.status, c.priority, c.priority_source, c.tags, c.tags_source,
-    c.ai_summary, c.ai_priority, c.ai_tags, c.ai_provider, c.ai_updated_at, c.analyzed_seq,
+    c.ai_summary, c.ai_priority, c.ai_tags, c.ai_provider,
+    {shown_time("c.ai_updated_at")} as ai_updated_at, c.analyzed_seq,
     c.last_seq, c.last_public_seq, c.last_message_sender_type, c.last_message_content_type,
-    c.last_message_preview, c.last_message_at, c.snoozed_until, c.created_at, c.updated_at,
-    c.version, c.assigned_agent_id, c.waiting_since, {URGENT_SINCE} as urgent_since,
-    now() as read_at, {UNREAD},
+    c.last_message_preview, {shown_time("c.last_message_at")} as last_message_at,
+    {shown_time("c.waiting_since")} as waiting_since,
+    {shown_time("c.snoozed_until")} as snoozed_until,
+    {shown_time("c.created_at")} as created_at, {shown_time("c.updated_at")} as updated_at,
+    c.version, c.assigned_agent_id, {UNREAD},
+    date_part('epoch', c.waiting_since) as waiting_at,
+    date_part('epoch', {URGENT_SINCE}) as urgent_at, date_part('epoch', now()) as read_at,
     u.email as agent_email, u.name as agent_name,
     l.id as lead_id, l.name as lead_name, l.email as lead_email, l.phone as lead_phone,
-    l.attributes as lead_attributes, l.created_at as lead_created_at,
-    l.updated_at as lead_updated_at
+    l.attributes as lead_attributes, {shown_time("l.created_at")} as lead_created_at,
+    {shown_time("l.updated_at")} as lead_updated_at
 """
 
 LISTED_JOINS = """
@@ -71,14 +73,14 @@ _CONTENT_TYPES = members(ContentType)
 
 
 def to_conversation(row: Mapping[str, Any]) -> Conversation:
-    status, priority = _STATUSES[row["status"]], _priority(row["priority"])
+    wait = wait_of(row)
     return Conversation(
         id=row["id"],
         inbox_id=row["inbox_id"],
         lead=_lead(row),
         assigned_agent=_agent(row),
-        status=status,
-        priority=priority,
+        status=_STATUSES[row["status"]],
+        priority=_priority(row["priority"]),
         priority_source=_SOURCES[row["priority_source"]],
         tags=row["tags"],
         tags_source=_SOURCES[row["tags_source"]],
@@ -86,24 +88,21 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
         ai=_ai_view(row),
         last_message=_last_message(row),
         last_seq=row["last_seq"],
-        unread_count=row["unread_count"],
-        waiting_since=_optional_timestamp(row["waiting_since"]),
-        urgency=urgency_of(
-            status,
-            priority,
-            waiting_since=row["waiting_since"],
-            urgent_since=row["urgent_since"],
-            now=row["read_at"],
-        ),
-        snoozed_until=_optional_timestamp(row["snoozed_until"]),
-        created_at=timestamp(row["created_at"]),
-        updated_at=timestamp(row["updated_at"]),
+        waiting_since=row["waiting_since"],
+        snoozed_until=row["snoozed_until"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
         version=row["version"],
+        unread_count=row["unread_count"],
+        urgency=wait.urgency(row["read_at"]) if wait else None,
     )
 
 
-def _optional_timestamp(at: datetime | None) -> str | None:
-    return timestamp(at) if at is not None else None
+def wait_of(row: Mapping[str, Any]) -> Wait | None:
+    """None for a conversation that needs no reply."""
+    if row["waiting_at"] is None or row["status"] != Status.OPEN:
+        return None
+    return Wait.of(_priority(row["priority"]), row["waiting_at"], row["urgent_at"])
 
 
 def _priority(value: str | None) -> Priority | None:
@@ -118,8 +117,8 @@ def _lead(row: Mapping[str, Any]) -> Lead:
         email=row["lead_email"],
         phone=row["lead_phone"],
         attributes=msgspec.json.decode(attributes) if attributes != "{}" else {},
-        created_at=timestamp(row["lead_created_at"]),
-        updated_at=timestamp(row["lead_updated_at"]),
+        created_at=row["lead_created_at"],
+        updated_at=row["lead_updated_at"],
     )
 
 
@@ -138,7 +137,7 @@ def _ai_view(row: Mapping[str, Any]) -> AiView | None:
         summary=row["ai_summary"],
         priority=_PRIORITIES[row["ai_priority"]],
         tags=row["ai_tags"],
-        updated_at=timestamp(row["ai_updated_at"]),
+        updated_at=row["ai_updated_at"],
         analyzed_through_seq=row["analyzed_seq"],
         provider=row["ai_provider"],
     )
@@ -152,7 +151,7 @@ def _last_message(row: Mapping[str, Any]) -> LastMessage | None:
         sender_type=_SENDER_TYPES[row["last_message_sender_type"]],
         content_type=_CONTENT_TYPES[row["last_message_content_type"]],
         preview=row["last_message_preview"],
-        created_at=timestamp(row["last_message_at"]),
+        created_at=row["last_message_at"],
     )
 
 
@@ -174,13 +173,17 @@ async def fetch_conversation(
 
 async def views_of(
     database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
-) -> list[Conversation]:
-    """The conversations of rows with `LISTED`; without those just lost to sight."""
+) -> list[msgspec.Raw]:
+    """The conversations of rows with `LISTED`, as JSON; without those just lost to sight."""
     held = [(row, cache.find(row["id"], versions_of(row))) for row in rows]
     missing = [row["id"] for row, view in held if view is None]
     read = await _read_views(database, cache, caller, missing) if missing else {}
     seen = ((row, view or read.get(row["id"])) for row, view in held)
-    return [_as_of(row, view) for row, view in seen if view is not None]
+    return [
+        view.shown(unread_count=row["unread_count"], now=row["read_at"])
+        for row, view in seen
+        if view is not None
+    ]
 
 
 async def _read_views(
@@ -198,30 +201,14 @@ async def _read_views(
     )
     found = {}
     for row in rows:
-        conversation = to_conversation(row)
-        view = View(versions_of(row), conversation, row["waiting_since"], row["urgent_since"])
-        found[conversation.id] = view
-        cache.keep(view)
+        view = View.of(versions_of(row), to_conversation(row), wait_of(row))
+        found[row["id"]] = view
+        cache.keep(row["id"], view)
     return found
 
 
 def versions_of(row: Mapping[str, Any]) -> Versions:
     return row["version_of_row"], row["version_of_lead"], row["version_of_users"]
-
-
-def _as_of(row: Mapping[str, Any], view: View) -> Conversation:
-    """The conversation with what depends on the viewer or the moment."""
-    conversation, unread_count = view.conversation, row["unread_count"]
-    if unread_count == conversation.unread_count and conversation.urgency is None:
-        return conversation
-    urgency = urgency_of(
-        conversation.status,
-        conversation.priority,
-        waiting_since=view.waiting_since,
-        urgent_since=view.urgent_since,
-        now=datetime.fromtimestamp(row["read_at"], UTC),
-    )
-    return structs.replace(conversation, unread_count=unread_count, urgency=urgency)
 
 
 async def fetch_views(

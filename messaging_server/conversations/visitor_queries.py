@@ -16,7 +16,7 @@ from messaging_server.conversations.message_queries import (
     attachments_of,
     media_url_of,
 )
-from messaging_server.database import Database
+from messaging_server.database import Database, shown_time
 from messaging_server.models import (
     Attachment,
     ContentType,
@@ -25,7 +25,6 @@ from messaging_server.models import (
     PublicSender,
     SenderType,
     Visitor,
-    timestamp,
 )
 
 SILENT_LIFETIME = timedelta(days=2)
@@ -46,7 +45,7 @@ NEWEST = """
 
 COLUMNS = f"""
     m.id, m.conversation_id, m.public_seq, m.sender_type, m.content_type, m.content_text,
-    m.media_url, m.attachment_count, m.created_at,
+    m.media_url, m.attachment_count, {shown_time("m.created_at")} as created_at,
     case m.sender_type when 'LEAD' then m.client_message_id end as client_message_id,
     case m.sender_type
         when 'LEAD' then l.name
@@ -99,7 +98,7 @@ def to_public_message(row: Mapping[str, Any], attachments: Sequence[Attachment])
         media_url=media_url_of(row["media_url"], attachments),
         attachments=attachments,
         client_message_id=row["client_message_id"],
-        created_at=timestamp(row["created_at"]),
+        created_at=row["created_at"],
     )
 
 

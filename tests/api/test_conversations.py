@@ -195,6 +195,11 @@ def test_snoozing_and_waking_by_hand(thread: Thread) -> None:
     assert (woken["status"], woken["snoozedUntil"]) == ("OPEN", None)
 
 
+def test_a_snooze_until_the_end_of_time(thread: Thread) -> None:
+    until = "9999-12-31T23:59:59.999Z"
+    assert thread.patch(snoozedUntil=until)["snoozedUntil"] == thread.now["snoozedUntil"] == until
+
+
 def test_ending_a_snooze_that_is_not_there_changes_no_status(thread: Thread) -> None:
     thread.patch(status="RESOLVED")
     assert thread.patch(snoozedUntil=None)["status"] == "RESOLVED"

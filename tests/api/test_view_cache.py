@@ -113,6 +113,10 @@ def test_random_changes_never_leave_a_stale_list(api: Api, agent: Api) -> None:
             assert listed(user, path.rpartition("/")[2]) == user.get(path)
 
 
+def shown_id(view: View) -> UUID:
+    return msgspec.json.decode(view.shown(unread_count=0, now=0), type=Conversation).id
+
+
 @pytest.fixture
 def conversation(api: Api) -> Conversation:
     return msgspec.convert(api.new_conversation(), Conversation)
@@ -125,12 +129,11 @@ def test_the_oldest_view_makes_room(
     cache = ViewCache()
     ids = [uuid7() for _ in range(5)]
     for each in ids:
-        shown = structs.replace(conversation, id=each)
-        view = View((1, 2, 3), shown, waiting_since=None, urgent_since=None)
-        cache.keep(view)
-        cache.keep(view)
+        view = View.of((1, 2, 3), structs.replace(conversation, id=each), wait=None)
+        cache.keep(each, view)
+        cache.keep(each, view)
     kept = [cache.find(each, (1, 2, 3)) for each in ids]
-    assert [view.conversation.id if view else None for view in kept] == [None, None, *ids[2:]]
+    assert [view and shown_id(view) for view in kept] == [None, None, *ids[2:]]
     assert cache.find(ids[4], (1, 2, 4)) is None
 
 

@@ -5,13 +5,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 import pytest
 
 from messaging_server.conversations.search import ConversationList, Filters
 from messaging_server.conversations.tag_frequencies import Frequencies, TagFrequencies
 from messaging_server.database import Database
 from messaging_server.events import Bus
-from messaging_server.models import Caller, Role
+from messaging_server.models import Caller, Conversation, Role
 from messaging_server.postgres import EmbeddedPostgres
 from tests.conftest import fresh_database
 
@@ -44,8 +45,9 @@ async def all_with(database: Database, caller: Caller, tag: str) -> list[UUID]:
     listed, found, cursor = ConversationList(database), [], None
     while True:
         page, cursor = await listed.fetch_page(caller, Filters(tag=tag), limit=30, cursor=cursor)
-        assert all(tag in conversation.tags for conversation in page)
-        found += [conversation.id for conversation in page]
+        shown = [msgspec.json.decode(each, type=Conversation) for each in page]
+        assert all(tag in conversation.tags for conversation in shown)
+        found += [conversation.id for conversation in shown]
         if cursor is None:
             return found
 
