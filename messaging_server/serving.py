@@ -30,6 +30,7 @@ SECRET_FILE = "jwt.secret"  # noqa: S105  # a file name
 WATCH_SECONDS = 1.0
 FRAME_BYTES = 65_536
 BACKLOG = 2_048
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 ALLOCATIONS_A_COLLECTION = 20_000
 """Python's own 700 are a few requests, which leave hardly anything to collect."""
 
@@ -151,6 +152,11 @@ class Server(uvicorn.Server):
         gc.set_threshold(ALLOCATIONS_A_COLLECTION)
         self.up.set()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Only the first counts: uvicorn would skip the clean end at a second Ctrl-C."""
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if not self._own_signals:
@@ -165,11 +171,12 @@ def serve(config: Config, listener: socket.socket, *, announce: Callable[[], Non
 
     `announce` is called once the database can be used.
     """
-    signal.signal(signal.SIGTERM, _exit)
+    for number in STOPPING:
+        signal.signal(number, _exit)
     asyncio.run(migrate(config.database.url))
     announce()
     server = Server(uvicorn_config(config, listener), own_signals=True)
-    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+    with contextlib.suppress(SystemExit):
         server.run(sockets=[listener])
     if not server.started:
         raise StartupError("The server could not start; the log above says why")
@@ -177,6 +184,8 @@ def serve(config: Config, listener: socket.socket, *, announce: Callable[[], Non
 
 def _exit(_number: int, _frame: FrameType | None) -> None:
     """uvicorn raises the signal again when it is done; then `finally` blocks must still run."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
 
 

@@ -49,6 +49,9 @@ class LiveServer:
         )
         wait_until(lambda: self._find_address(before) and self._is_ready(), START_SECONDS)
 
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def _find_address(self, start: int) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"the server ended: {self.log()}"
@@ -88,7 +91,7 @@ class LiveServer:
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         assert self._process is not None
-        if self._process.poll() is None:
+        if self.is_running():
             self._process.terminate()
         return self.wait()
 

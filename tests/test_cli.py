@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -186,6 +187,22 @@ def test_the_welcome_and_the_end(postgres: EmbeddedPostgres, folder: Path) -> No
         assert server.wait() == 0
         assert server.log().endswith("Stopped.\n")
         server.assert_no_defects()
+
+
+def test_an_impatient_end(folder: Path) -> None:
+    """Ctrl-C again and again: it still stops in order, Postgres last."""
+    server = LiveServer(environment(DATABASE_URL=""), "--data-dir", str(folder / "data"))
+    try:
+        server.start()
+        while server.is_running():
+            os.kill(server.pid, signal.SIGINT)
+            time.sleep(0.01)
+        assert server.wait() == 0
+        assert server.log().endswith("Stopped.\n")
+        server.assert_no_defects()
+        assert not list(folder.rglob("postmaster.pid"))
+    finally:
+        server.close()
 
 
 # --- What does not ----------------------------------------------------------------------------
