@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
+import asyncpg
 import psutil
 
 SECRET = "a-secret-for-benchmarks-of-32-bytes-or-more"
@@ -119,6 +122,73 @@ class BenchServer:
             urllib.request.urlopen(request, timeout=60).close()
         token: str = self.call("POST", "/auth/login", credentials)["token"]
         return token
+
+
+class Yardstick:
+    """A plain message, stored by Postgres alone: what the machine is worth at this moment.
+
+    Shared machines get slower and faster by half within minutes. Where the targets come from,
+    such a statement took `EXPECTED_MICROSECONDS`.
+    """
+
+    EXPECTED_MICROSECONDS = 110
+    CONNECTIONS = 8
+    CONVERSATIONS = 1_000
+    TABLES = """
+        create table yard_conversations (
+            id uuid primary key, last_seq integer not null default 0,
+            last_message_at timestamptz, preview text, updated_at timestamptz
+        );
+        create table yard_messages (
+            id uuid primary key, conversation_id uuid not null references yard_conversations,
+            seq integer not null, sender_type text not null, content_text text not null,
+            client_message_id text, created_at timestamptz not null default now(),
+            unique (conversation_id, seq)
+        );
+    """
+    INSERT = """
+        with c as (
+            update yard_conversations
+            set last_seq = last_seq + 1, last_message_at = now(), preview = left($3, 100),
+                updated_at = now()
+            where id = $1
+            returning id, last_seq
+        )
+        insert into yard_messages (id, conversation_id, seq, sender_type, content_text)
+        select $2, c.id, c.last_seq, 'AGENT', $3 from c
+        returning seq, created_at
+    """
+    TEXT = "Thanks for writing in! I had a look at your order, and it left our warehouse today."
+
+    def __init__(self, server: BenchServer) -> None:
+        self._server = server
+        self._ids = itertools.cycle([uuid4() for _ in range(self.CONVERSATIONS)])
+
+    async def open(self) -> None:
+        connect = [asyncpg.connect(self._server.dsn()) for _ in range(self.CONNECTIONS)]
+        self._connections = await asyncio.gather(*connect)
+        await self._connections[0].execute(self.TABLES)
+        await self._connections[0].executemany(
+            "insert into yard_conversations (id) values ($1)",
+            [(next(self._ids),) for _ in range(self.CONVERSATIONS)],
+        )
+        await self.measure(400)
+
+    async def measure(self, messages: int = 1_600) -> float:
+        """µs of Postgres's CPU a message."""
+
+        async def store(connection: asyncpg.Connection) -> None:
+            for _ in range(messages // self.CONNECTIONS):
+                await connection.fetchrow(self.INSERT, next(self._ids), uuid4(), self.TEXT)
+
+        before = self._server.cpu_seconds()["postgres"]
+        await asyncio.gather(*map(store, self._connections))
+        used = self._server.cpu_seconds()["postgres"] - before
+        return used / messages * 1e6
+
+    async def close(self) -> None:
+        for connection in self._connections:
+            await connection.close()
 
 
 class Connection(asyncio.Protocol):
