@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import litestar
 import msgspec
@@ -209,6 +209,9 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        method = scope["method"]
+        if method == "HEAD":  # answered as GET is; uvicorn leaves the body out
+            scope = cast("Scope", {**scope, "method": "GET"})
         request_id = _request_id(scope)
         logged_request_id.set(request_id.decode("ascii"))
         status = 0
@@ -226,7 +229,6 @@ class Edge:
             await self._app(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
-            method = str(scope.get("method"))
             route = str(scope.get("path_template") or "unknown")
             count_request(method, route, status=status, seconds=seconds)
             if self._access_log:

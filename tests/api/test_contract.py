@@ -293,6 +293,30 @@ def test_405_of_the_router(api: Api, method: str, path: str) -> None:
     assert "GET" in response.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/auth/me", "/conversations", "/users?limit=x", "/nowhere", "/leads/1"]
+)
+def test_head_is_get_without_the_body(api: Api, path: str) -> None:
+    expected = api.http.get(path)
+    for _ in range(2):  # the connection can still be used
+        response = api.http.head(path)
+        assert response.status_code == expected.status_code
+        assert response.content == b""
+        assert response.headers["content-length"] == str(len(expected.content))
+        assert response.headers["x-request-id"]
+        assert response.headers["content-type"] == expected.headers["content-type"]
+
+
+def test_head_where_there_is_no_get(api: Api) -> None:
+    assert api.http.head("/auth/login").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/docs"])
+def test_head_of_the_servers_own_pages(server: LiveServer, path: str) -> None:
+    response = httpx.head(server.url + path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
 def test_409(api: Api) -> None:
     body = {"email": "ADMIN@example.COM", "password": PASSWORD}
     assert_failure(api.http.post("/auth/register", json=body), 409)
