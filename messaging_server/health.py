@@ -19,6 +19,8 @@ from messaging_server.errors import Unavailable
 from messaging_server.http import PUBLIC, Request, Success
 
 LAG_PROBE_SECONDS = 0.25
+READY_SECONDS = 3.0
+"""The pool then takes up to five more to give up a connection that hangs."""
 
 
 @get("/health/live", opt=PUBLIC, tags=["Health"])
@@ -29,8 +31,12 @@ async def live() -> Success[dict[str, str]]:
 
 @get("/health/ready", opt=PUBLIC, tags=["Health"])
 async def ready(request: Request) -> Success[dict[str, str]]:
-    """The database answers too; 503 otherwise."""
-    await request.database.fetch_value("select 1")
+    """The database answers too; 503 otherwise, or when it takes too long."""
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await request.database.fetch_value("select 1")
+    except TimeoutError as error:
+        raise Unavailable("The database does not answer", retry_after_seconds=1) from error
     return Success(data={"state": "ready"})
 
 

@@ -185,21 +185,37 @@ def test_a_backend_is_killed_under_load(embedded: LiveServer, admin: Api, data_d
     load.check()
 
 
+@contextlib.contextmanager
+def frozen(data_dir: Path) -> Iterator[None]:
+    """Postgres as when its machine is paused."""
+    postmaster = postmaster_of(data_dir)
+    pids = [postmaster, *backends_of(postmaster)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the backends")
+def test_readiness_while_postgres_hangs(embedded: LiveServer, admin: Api, data_dir: Path) -> None:
+    """The question meets a connection that is free, and is not answered there."""
+    assert admin.get("/auth/me")
+    with frozen(data_dir):
+        assert_unavailable(httpx.get(f"{embedded.url}/health/ready", timeout=20))
+    wait_until(lambda: httpx.get(f"{embedded.url}/health/ready").status_code == 200)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the backends")
 def test_postgres_hangs_and_goes_on(embedded: LiveServer, admin: Api, data_dir: Path) -> None:
     """As when a machine is paused: what needs no database is answered, and nothing is lost."""
-    postmaster = postmaster_of(data_dir)
-    frozen = [postmaster, *backends_of(postmaster)]
     with Load(admin) as load:
         load.wait_for(50)
-        for pid in frozen:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with frozen(data_dir):
             assert httpx.get(f"{embedded.url}/health/live", timeout=2).status_code == 200
             assert_unavailable(httpx.get(f"{embedded.url}/health/ready", timeout=20))
-        finally:
-            for pid in frozen:
-                os.kill(pid, signal.SIGCONT)
         load.wait_for(50, RECOVERY_SECONDS)
     for response in load.refused:
         assert_unavailable(response)
