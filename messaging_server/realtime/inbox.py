@@ -8,6 +8,7 @@ reads slowly gets the newest state later, not every state.
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from messaging_server.realtime.protocol import (
     push_frame,
 )
 from messaging_server.realtime.rooms import backoff, count_deliveries
-from messaging_server.realtime.sockets import Sockets
+from messaging_server.realtime.sockets import Socket, Sockets
 
 GATHER_SECONDS = 0.02
 PAUSE_SECONDS = 0.2
@@ -49,6 +50,7 @@ class Inbox:
         self._sockets = sockets
         self._changed: dict[UUID, set[UUID] | None] = {}  # for which users; None: for all
         self._gained: set[tuple[UUID, UUID]] = set()
+        self._missed: dict[Socket, dict[UUID, bool]] = {}  # by slow sockets; whether gained
         self._outdated: set[UUID] = set()
         self._wake = asyncio.Event()
 
@@ -98,52 +100,79 @@ class Inbox:
         self._wake.clear()
         changed, self._changed = self._changed, {}
         gained, self._gained = self._gained, set()
+        missed = self._take_missed()
+        for conversation_id in chain.from_iterable(missed.values()):
+            changed.setdefault(conversation_id, set())
         while changed and (callers := self._sockets.callers()):
             some = list(changed)[: max(1, VIEWS_PER_READ // len(callers))]
             self._outdated.clear()
             try:
                 views = await self._views.fetch_views(some, callers)
             except Unavailable:
-                self._put_back(changed, gained)
+                self._put_back(changed, gained, missed)
                 raise
-            self._push(views, changed, gained)
+            self._push(views, changed, gained, missed)
             for conversation_id in some:
                 del changed[conversation_id]
+        if self._missed:
+            self._wake.set()
+
+    def _take_missed(self) -> dict[Socket, dict[UUID, bool]]:
+        """What sockets have missed that take frames again; the others are left to wait."""
+        ready = [socket for socket in self._missed if not socket.full or socket.closed]
+        return {socket: self._missed.pop(socket) for socket in ready}
 
     def _put_back(
-        self, changed: dict[UUID, set[UUID] | None], gained: set[tuple[UUID, UUID]]
+        self,
+        changed: dict[UUID, set[UUID] | None],
+        gained: set[tuple[UUID, UUID]],
+        missed: dict[Socket, dict[UUID, bool]],
     ) -> None:
         for conversation_id, users in changed.items():
-            for user_id in users or (None,):
+            for user_id in (None,) if users is None else users:
                 self.changed(conversation_id, only_user_id=user_id)
         self._gained |= {pair for pair in gained if pair[1] in self._changed}
+        for socket, conversations in missed.items():
+            for conversation_id, is_gained in conversations.items():
+                if conversation_id in changed:
+                    self._miss(socket, conversation_id, gained=is_gained)
+        self._wake.set()
 
     def _push(
         self,
         views: list[tuple[UUID, Conversation]],
         changed: dict[UUID, set[UUID] | None],
         gained: set[tuple[UUID, UUID]],
+        missed: dict[Socket, dict[UUID, bool]],
     ) -> None:
-        """To each user's sockets; a view that several users share is encoded once."""
+        """To each user's sockets, or to those that had missed it.
+
+        A view that several users share is encoded once.
+        """
         frames: dict[tuple[int, bool], Frame] = {}
         for user_id, conversation in views:
             users = changed[conversation.id]
-            if conversation.id in self._outdated or (users is not None and user_id not in users):
+            if conversation.id in self._outdated:
                 continue
-            kind = (id(conversation), (user_id, conversation.id) in gained)
-            if kind not in frames:
-                frames[kind] = _frame(conversation, gained=kind[1])
-            if not self._send(user_id, frames[kind]):
-                self.changed(conversation.id, only_user_id=user_id)
+            is_new = users is None or user_id in users
+            for socket in self._sockets.of_owner(user_id):
+                had_missed = missed.get(socket, {}).get(conversation.id)
+                if not is_new and had_missed is None:
+                    continue
+                is_gained = bool(had_missed) or (user_id, conversation.id) in gained
+                if socket.full:
+                    self._miss(socket, conversation.id, gained=is_gained)
+                    continue
+                kind = (id(conversation), is_gained)
+                if kind not in frames:
+                    frames[kind] = _frame(conversation, gained=is_gained)
+                socket.send(frames[kind])
+                count_deliveries(frames[kind], 1)
 
-    def _send(self, user_id: UUID, frame: Frame) -> bool:
-        """False when a client reads too slowly: it gets the newest state later."""
-        sockets = self._sockets.of_owner(user_id)
-        ready = [socket for socket in sockets if not socket.full]
-        for socket in ready:
-            socket.send(frame)
-        count_deliveries(frame, len(ready))
-        return len(ready) == len(sockets)
+    def _miss(self, socket: Socket, conversation_id: UUID, *, gained: bool) -> None:
+        """It reads too slowly, and gets the newest state later."""
+        conversations = self._missed.setdefault(socket, {})
+        conversations[conversation_id] = gained or conversations.get(conversation_id, False)
 
 
 def _frame(conversation: Conversation, *, gained: bool) -> Frame:
