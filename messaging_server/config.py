@@ -5,6 +5,7 @@ impossible value stops the start with a line that names it.
 """
 
 import difflib
+import importlib.util
 import ipaddress
 import re
 import tomllib
@@ -291,7 +292,8 @@ def _convert(values: Mapping[str, Any], *, source: str, origins: Mapping[str, st
     except msgspec.ValidationError as error:
         rule, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$.")
-        raise StartupError(f"{origins.get(key, source)}: {key}: {rule}") from None
+        origin = origins.get(re.sub(r"\[.*", "", key), source)  # of the whole list
+        raise StartupError(f"{origin}: {key}: {rule}") from None
 
 
 def _refuse_unknown_keys(
@@ -328,6 +330,10 @@ def _check(config: Config) -> None:
     if config.ai.provider != "local":
         _check_ai(config.ai)
     _check_storage(config.storage)
+    if config.admin.enabled and importlib.util.find_spec("piccolo_admin") is None:
+        raise StartupError(
+            "admin.enabled needs the data browser: pip install 'messaging-server[admin]'"
+        )
     if config.server.public_url and not _SITE.fullmatch(config.server.public_url):
         raise StartupError("server.public_url must be like https://host[:port][/path]")
     for origin in config.server.allowed_origins:

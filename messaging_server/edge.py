@@ -118,6 +118,8 @@ def handle_bad_body(_request: litestar.Request[Any, Any, Any], error: Exception)
         UnicodeDecodeError: "The body is not valid UTF-8",
         RecursionError: "The body is nested too deeply",
     }.get(type(error), f"The body is not valid JSON: {error}")
+    if "truncated" in reason:
+        reason += r", or half of a surrogate pair (such as \ud83d) stands alone"
     return failure_response(ValidationFailed(reason))
 
 

@@ -369,7 +369,10 @@ _UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`")
 def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
     """msgspec's error with the field that it names; a missing field names its parent first."""
     rule, _, where = str(error).partition(" - at ")
+    in_key, _, where = where.rpartition("` in `")  # "`key` in `$.attributes`"
     path = where.strip("`").removeprefix("$").lstrip(".")
+    if in_key:
+        rule = f"a key is wrong: {rule[:1].lower()}{rule[1:]}"
     for pattern, text in ((_REQUIRED, "is required"), (_UNKNOWN, "is not a known field")):
         if match := pattern.match(rule):
             return ValidationFailed.of(".".join(filter(None, (path, match[1]))), text)

@@ -17,7 +17,7 @@ HEAD_SECONDS = 20.0
 """From the connection, or the first piece of a request, to the end of its head."""
 
 HEAD_BYTES = 65_536
-"""After the first piece, which is as large as what the kernel had received."""
+"""Of one that is incomplete, after its first piece, which is as large as what had arrived."""
 
 
 class JoinedWrites:
@@ -73,6 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._head_bytes > HEAD_BYTES:
                 self._refuse()
                 return
+        self._piece_bytes = len(data)
         super().data_received(data)
         if self._head_under_way and self._head_timer is None:
             self._await_head()
@@ -84,7 +85,14 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_under_way = False
         self._end_waiting()
+        if self._piece_bytes + self._head_bytes > HEAD_BYTES and self._is_head_too_large():
+            raise ValueError("too large")  # the parser stops, and uvicorn answers with a 400
         super().on_headers_complete()
+
+    def _is_head_too_large(self) -> bool:
+        """By what was read of it; the piece that it came in may hold a body as well."""
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.url) + headers > HEAD_BYTES
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._lose_patience)

@@ -1,6 +1,7 @@
 """The command line: what works, and one clear line, without a traceback, for what does not."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -250,6 +251,7 @@ def test_a_wrong_file(
         ("MESSAGING_SEVER__PORT", "1", ["sever"]),
         ("MESSAGING_LOG__LEVEL", "LOUD", ["log.level"]),
         ("MESSAGING_AI__TAGS", "[", ["ai.tags"]),
+        ("MESSAGING_AI__TAGS", '[{"name":""}]', ["ai.tags[", "name"]),
     ],
 )
 def test_a_wrong_variable(
@@ -257,6 +259,18 @@ def test_a_wrong_variable(
 ) -> None:
     result = run_here(monkeypatch, "check-config", folder=folder, **{variable: value})
     assert_one_line(result, variable, *words)
+
+
+def test_a_data_browser_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "piccolo_admin" else found(name)
+    )
+    for command in ("check-config", "serve"):
+        result = run_here(monkeypatch, command, folder=folder, MESSAGING_ADMIN__ENABLED="true")
+        assert_one_line(result, "admin.enabled", "messaging-server[admin]")
 
 
 def test_a_missing_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

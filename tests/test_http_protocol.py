@@ -534,6 +534,23 @@ def test_a_long_answer_is_not_cut_off_by_the_next_head(
         assert client.chunk() == b""
 
 
+@pytest.mark.parametrize("headers", [1, 700])
+def test_a_head_in_one_piece_must_not_be_too_large(site: Site, headers: int) -> None:
+    with site.client() as client:
+        client.send("GET /json/small", x="y" * 40_000)
+        assert client.answer()[0] == 200
+    with site.client() as client:
+        lines = b"".join(b"x: %b\r\n" % (b"y" * (70_000 // headers)) for _ in range(headers))
+        client.socket.sendall(b"GET /json/large HTTP/1.1\r\n" + lines + b"\r\n")
+        assert client.head()[0] == 400
+
+
+def test_a_large_body_in_the_same_piece_is_none_of_the_heads(site: Site) -> None:
+    with site.client() as client:
+        client.socket.sendall(request("POST /echo", content_length="150000") + b"x" * 150_000)
+        assert client.answer() == (200, b"x" * 150_000)
+
+
 @pytest.mark.parametrize("filler", [b"x: y\r\n", b"y"], ids=["headers", "one header"])
 def test_a_head_must_not_be_too_large(site: Site, filler: bytes) -> None:
     with site.client() as client:

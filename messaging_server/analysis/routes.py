@@ -55,7 +55,7 @@ async def list_analyses(
         request.caller,
         conversation_id,
         limit=limit,
-        cursor=decode_cursor(cursor, AnalysisCursor) if cursor else None,
+        cursor=decode_cursor(cursor, AnalysisCursor) if cursor is not None else None,
     )
     return page(analyses, following)
 

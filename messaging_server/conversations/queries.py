@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from messaging_server.conversations.view_queries import VISIBLE
 from messaging_server.database import Database, row_count
 from messaging_server.errors import Conflict, NotFound
-from messaging_server.models import Caller, Status
+from messaging_server.models import Caller
 
 COUNTS_WORTH_COMPACTING = 1_000
 
@@ -84,38 +84,57 @@ async def fetch_newest_conversation(
     return conversation_id
 
 
+class Change(Struct, frozen=True):
+    """`version` is the new one, or None where nothing is different."""
+
+    version: int | None
+
+
 async def update_conversation(
     database: Database, caller: Caller, conversation_id: UUID, changes: Mapping[str, Any]
-) -> int | None:
+) -> Change | None:
     """Set what `changes` holds of status, priority, tags and snoozed_until.
 
     A priority or tags of None go back to the AI's own; a snoozed_until of None without a status
-    ends a snooze, if there is one. Returns the new version, or None when the conversation is not
-    visible.
+    ends a snooze, if there is one. Returns None when the conversation is not visible.
     """
-    status: Status | None = changes.get("status")
-    version: int | None = await database.fetch_value(
+    row = await database.fetch_row(
         f"""
-        update conversations c
-        set status = coalesce(
-                $4, case when $10 and c.status = 'SNOOZED' then 'OPEN' else c.status end),
-            snoozed_until = case
-                when $4 is null and not $10 then c.snoozed_until else $5::timestamptz end,
-            priority = case when not $6 then c.priority else coalesce($7, c.ai_priority) end,
-            priority_source = case
-                when not $6 then c.priority_source when $7::text is null then 'AI' else 'HUMAN' end,
-            tags = case when not $8 then c.tags else coalesce($9::text[], c.ai_tags) end,
-            tags_source = case
-                when not $8 then c.tags_source when $9 is null then 'AI' else 'HUMAN' end,
-            version = c.version + 1,
-            updated_at = now()
-        where {VISIBLE} and c.id = $3
-        returning version
+        with wanted as (
+            select c.id,
+                coalesce(
+                    $4, case when $10 and c.status = 'SNOOZED' then 'OPEN' else c.status end
+                ) as status,
+                case when $4 is null and not $10 then c.snoozed_until else $5::timestamptz end
+                    as snoozed_until,
+                case when not $6 then c.priority else coalesce($7, c.ai_priority) end as priority,
+                case when not $6 then c.priority_source when $7::text is null then 'AI'
+                    else 'HUMAN' end as priority_source,
+                case when not $8 then c.tags else coalesce($9::text[], c.ai_tags) end as tags,
+                case when not $8 then c.tags_source when $9 is null then 'AI' else 'HUMAN' end
+                    as tags_source
+            from conversations c
+            where {VISIBLE} and c.id = $3
+            for no key update
+        ),
+        changed as (
+            update conversations c
+            set status = w.status, snoozed_until = w.snoozed_until, priority = w.priority,
+                priority_source = w.priority_source, tags = w.tags, tags_source = w.tags_source,
+                version = c.version + 1, updated_at = now()
+            from wanted w
+            where c.id = w.id and
+                (c.status, c.snoozed_until, c.priority, c.priority_source, c.tags, c.tags_source)
+                is distinct from
+                (w.status, w.snoozed_until, w.priority, w.priority_source, w.tags, w.tags_source)
+            returning c.version
+        )
+        select changed.version from wanted left join changed on true
         """,
         caller.is_admin,
         caller.id,
         conversation_id,
-        status,
+        changes.get("status"),
         changes.get("snoozed_until"),
         "priority" in changes,
         changes.get("priority"),
@@ -123,7 +142,7 @@ async def update_conversation(
         changes.get("tags"),
         "snoozed_until" in changes,
     )
-    return version
+    return Change(row["version"]) if row else None
 
 
 class Assignment(Struct, frozen=True):

@@ -76,7 +76,7 @@ async def list_conversations(
             search=search_text,
         ),
         limit=limit,
-        cursor=decode_cursor(cursor, ConversationCursor) if cursor else None,
+        cursor=decode_cursor(cursor, ConversationCursor) if cursor is not None else None,
     )
     return page(cast("list[Conversation]", encoded), following)
 
@@ -149,7 +149,7 @@ async def list_messages(
     """The log: newest first, or with `afterSeq` oldest first from there on."""
     if cursor is not None and after_seq is not None:
         raise ValidationFailed.of("cursor", "does not go with afterSeq")
-    position = decode_cursor(cursor, MessageCursor) if cursor else None
+    position = decode_cursor(cursor, MessageCursor) if cursor is not None else None
     if after_seq is not None:
         position = MessageCursor(after_seq, ascending=True)
     found, following = await messages.list_messages(

@@ -142,10 +142,13 @@ async def update_conversation(
 ) -> Conversation:
     changes = checked_changes(request)
     if changes:
-        version = await queries.update_conversation(database, caller, conversation_id, changes)
-        if version is None:
+        change = await queries.update_conversation(database, caller, conversation_id, changes)
+        if change is None:
             raise NotFound(NO_SUCH_CONVERSATION)
-        database.publish(ConversationUpdated(conversation_id=conversation_id, version=version))
+        if change.version is not None:
+            database.publish(
+                ConversationUpdated(conversation_id=conversation_id, version=change.version)
+            )
     return await fetch_conversation(database, caller, conversation_id)
 
 

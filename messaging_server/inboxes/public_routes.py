@@ -75,7 +75,7 @@ async def list_public_messages(
     """The visitor's messages: newest first, or with `afterSeq` oldest first from there on."""
     if cursor is not None and after_seq is not None:
         raise ValidationFailed.of("cursor", "does not go with afterSeq")
-    position = decode_cursor(cursor, PublicMessageCursor) if cursor else None
+    position = decode_cursor(cursor, PublicMessageCursor) if cursor is not None else None
     if after_seq is not None:
         position = PublicMessageCursor(None, after_seq, ascending=True)
     messages, following = await visitor_service.list_public_messages(

@@ -54,7 +54,7 @@ async def list_inboxes(
     inboxes, following = await queries.list_inboxes(
         request.database,
         limit=limit,
-        cursor=decode_cursor(cursor, queries.InboxCursor) if cursor else None,
+        cursor=decode_cursor(cursor, queries.InboxCursor) if cursor is not None else None,
     )
     return page(inboxes, following)
 
@@ -111,7 +111,7 @@ async def list_api_keys(
         request.database,
         inbox_id=inbox_id,
         limit=limit,
-        cursor=decode_cursor(cursor, queries.ApiKeyCursor) if cursor else None,
+        cursor=decode_cursor(cursor, queries.ApiKeyCursor) if cursor is not None else None,
     )
     return page(keys, following)
 

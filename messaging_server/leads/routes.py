@@ -32,7 +32,7 @@ async def list_leads(
         request.caller,
         search=search,
         limit=limit,
-        cursor=decode_cursor(cursor, queries.LeadCursor) if cursor else None,
+        cursor=decode_cursor(cursor, queries.LeadCursor) if cursor is not None else None,
     )
     return page(leads, following)
 

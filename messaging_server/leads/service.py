@@ -1,5 +1,7 @@
 """Leads: the people who write in."""
 
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -41,10 +43,26 @@ def check_attributes(attributes: Any) -> None:
         raise ValidationFailed.of(
             "attributes", f"must not be nested deeper than {ATTRIBUTES_MAX_DEPTH} levels"
         )
-    if attributes and len(msgspec.json.encode(attributes)) > ATTRIBUTES_MAX_BYTES:
+    if attributes and written_bytes(attributes) > ATTRIBUTES_MAX_BYTES:
         raise ValidationFailed.of(
             "attributes", f"must not be longer than {ATTRIBUTES_MAX_BYTES} bytes as JSON"
         )
+
+
+def written_bytes(attributes: Any) -> int:
+    """As JSON without exponents, which is how Postgres writes it: 1e300 has 301 digits."""
+    exponents = sum(
+        len(f"{Decimal(str(each)):f}") - len(str(each)) for each in floats_in(attributes)
+    )
+    return len(msgspec.json.encode(attributes)) + exponents
+
+
+def floats_in(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from floats_in(part)
 
 
 def is_deeper(value: Any, levels: int) -> bool:

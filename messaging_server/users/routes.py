@@ -90,7 +90,7 @@ async def list_users(
     request: Request, limit: PageLimit = 20, cursor: PageCursor = None
 ) -> Success[Page[User]]:
     """All users, oldest first."""
-    position = decode_cursor(cursor, queries.UserCursor) if cursor else None
+    position = decode_cursor(cursor, queries.UserCursor) if cursor is not None else None
     users, following = await queries.list_users(request.database, limit=limit, cursor=position)
     return page(users, following)
 

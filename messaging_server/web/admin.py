@@ -13,9 +13,10 @@ from uuid import UUID
 
 from litestar import asgi
 from litestar.types import Message, Receive, Scope, Send
+from piccolo_admin.endpoints import create_admin
 
 from messaging_server.database import Database
-from messaging_server.errors import DomainError, StartupError, TooLarge
+from messaging_server.errors import DomainError, TooLarge
 from messaging_server.events import AccessRevoked, Bus
 from messaging_server.http import PUBLIC, header
 from messaging_server.limiter import Limiter
@@ -31,13 +32,6 @@ PAGE_POLICY = (
     b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"frame-ancestors 'none'"
 )
-
-try:
-    from piccolo_admin.endpoints import create_admin
-except ImportError:
-    raise StartupError(
-        "admin.enabled needs the data browser: pip install 'messaging-server[admin]'"
-    ) from None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ async def list_webhooks(
     webhooks, following = await queries.list_webhooks(
         request.database,
         limit=limit,
-        cursor=decode_cursor(cursor, queries.WebhookCursor) if cursor else None,
+        cursor=decode_cursor(cursor, queries.WebhookCursor) if cursor is not None else None,
     )
     return page(webhooks, following)
 
@@ -124,7 +124,7 @@ async def list_deliveries(
         webhook_id,
         status=status,
         limit=limit,
-        cursor=decode_cursor(cursor, queries.DeliveryCursor) if cursor else None,
+        cursor=decode_cursor(cursor, queries.DeliveryCursor) if cursor is not None else None,
     )
     return page(deliveries, following)
 

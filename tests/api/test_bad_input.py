@@ -472,8 +472,11 @@ def test_attributes_are_any_json_that_can_be_stored(sender: Sender, path: str) -
         b'{"":1}',
         b'{"' + b"k" * 101 + b'":1}',
         b'{"a":"%s"}' % (b"x" * 20_000),
+        b'{"a":[%s]}' % b",".join([b"1e307"] * 100),
+        b'{"a":[%s]}' % b",".join([b"1e-300"] * 100),
     ):
-        assert_failure(send(bad), 400)
+        failure = assert_failure(send(bad), 400)
+        assert [detail["field"] for detail in failure["details"]] == ["attributes"]
     assert send(b'{"a":' + b"9" * 4_000 + b"}").status_code in (200, 201, 400)
     for depth in (31, 32, 200, 900, 1_500):
         nested = b"[" * depth + b"]" * depth

@@ -195,6 +195,35 @@ def test_snoozing_and_waking_by_hand(thread: Thread) -> None:
     assert (woken["status"], woken["snoozedUntil"]) == ("OPEN", None)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "OPEN"},
+        {"status": "RESOLVED"},
+        {"status": "SNOOZED"},
+        {"snoozedUntil": "2999-01-01T00:00:00Z"},
+        {"snoozedUntil": None},
+        {"priority": "HIGH"},
+        {"priority": None},
+        {"tags": ["a", "b"]},
+        {"tags": None},
+    ],
+)
+def test_a_change_that_changes_nothing(thread: Thread, changes: dict[str, Any]) -> None:
+    """The version stays, so nothing is pushed."""
+    changed = thread.patch(**changes)
+    assert thread.patch(**changes) == changed
+    assert thread.patch(**(changes | {"tags": ["c"]}))["version"] == changed["version"] + 1
+
+
+def test_the_same_value_by_a_person_is_a_change(thread: Thread) -> None:
+    """It stays, whatever the AI says later."""
+    before = analysed(thread)
+    after = thread.patch(priority=before["priority"])
+    assert (before["prioritySource"], after["prioritySource"]) == ("AI", "HUMAN")
+    assert after["version"] == before["version"] + 1
+
+
 def test_a_snooze_until_the_end_of_time(thread: Thread) -> None:
     until = "9999-12-31T23:59:59.999Z"
     assert thread.patch(snoozedUntil=until)["snoozedUntil"] == thread.now["snoozedUntil"] == until

@@ -266,7 +266,7 @@ def test_forged_cursors(lists: dict[str, List], api: Api, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["=", "!!", "a b", "ñ", "+/", "A", "x" * 500, "x" * 501, "%00", "."]
+    "text", ["", "=", "!!", "a b", "ñ", "+/", "A", "x" * 500, "x" * 501, "%00", "."]
 )
 def test_no_cursors(lists: dict[str, List], api: Api, text: str) -> None:
     for path in ("/conversations", "/leads", "/users", "/api-keys", lists["messages"].path):
