@@ -142,7 +142,7 @@ class Yardstick:
         create table yard_messages (
             id uuid primary key, conversation_id uuid not null references yard_conversations,
             seq integer not null, sender_type text not null, content_text text not null,
-            client_message_id text, created_at timestamptz not null default now(),
+            created_at timestamptz not null default now(),
             unique (conversation_id, seq)
         );
     """

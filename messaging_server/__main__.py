@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,9 +100,10 @@ def run_server(
 
     configure_logging(config.log)
     listener = serving.listen(config)
-    with serving.running_database(config) as complete:
+    with serving.StopSignals() as signals, serving.running_database(config) as complete:
         url, data_dir_in_use = serving.url_of(listener), serving.data_dir(config)
-        serving.serve(complete, listener, announce=lambda: welcome(config, url, data_dir_in_use))
+        announce = partial(welcome, config, url, data_dir_in_use)
+        serving.serve(complete, listener, signals, announce=announce)
     click.echo("Stopped.", err=True)
 
 

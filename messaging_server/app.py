@@ -209,7 +209,7 @@ def cors(config: Config) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=list(config.server.allowed_origins),
-        allow_methods=["GET", "POST", "PATCH", "DELETE"],
+        allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
         expose_headers=["X-Request-Id", "Retry-After"],
         max_age=600,

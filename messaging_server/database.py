@@ -306,7 +306,7 @@ def shown_time(expression: str) -> str:
 
     For what is read often: asyncpg takes as long for one timestamp as for ten texts.
     """
-    return f"""to_char({expression}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+    return f"""to_char({expression} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
 
 
 def row_count(tag: str) -> int:

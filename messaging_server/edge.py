@@ -212,8 +212,8 @@ class Edge:
             return
         started = time.perf_counter()
         method = scope["method"]
-        if method == "HEAD":  # answered as GET is; uvicorn leaves the body out
-            scope = cast("Scope", {**scope, "method": "GET"})
+        if method == "HEAD":
+            scope = _as_get(scope)
         request_id = _request_id(scope)
         logged_request_id.set(request_id.decode("ascii"))
         status = 0
@@ -238,6 +238,12 @@ class Edge:
                 logger.bind(method=method, route=route, status=status, ms=milliseconds).debug(
                     "request"
                 )
+
+
+def _as_get(scope: Scope) -> Scope:
+    """HEAD is answered as GET is, whole; uvicorn leaves the body out."""
+    headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+    return cast("Scope", {**scope, "method": "GET", "headers": headers})
 
 
 def _default_policies(headers: Headers) -> list[tuple[bytes, bytes]]:

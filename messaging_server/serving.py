@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import msgspec
 import uvicorn
@@ -42,6 +43,44 @@ def data_dir(config: Config) -> Path:
     return default_data_dir()
 
 
+class StopSignals:
+    """Ctrl-C and SIGTERM: the first ends what runs, later ones nothing, for the end takes a moment.
+
+    It ends by `SystemExit`, which stays inside, while `interrupts` is set. Python swallows an
+    exception in some callbacks, those of imports among them: who starts much asks `received`.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.interrupts = True
+
+    def __enter__(self) -> Self:
+        for number in STOPPING:
+            signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)  # Python itself ends next
+        return self.received and kind is SystemExit
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        is_first, self.received = not self.received, True
+        if is_first and self.interrupts:
+            sys.exit(0)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Neither Ctrl-C nor SIGTERM ends this; for the main thread."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def running_database(config: Config) -> Iterator[Config]:
     """The configuration with a database to use; the embedded one runs until the end.
@@ -60,10 +99,11 @@ def running_database(config: Config) -> Iterator[Config]:
         database = msgspec.structs.replace(config.database, url=postgres.dsn)
         yield with_secret(msgspec.structs.replace(config, database=database))
     finally:
-        stopping.set()
-        if watcher.is_alive():
-            watcher.join()
-        postgres.stop()
+        with undisturbed():
+            stopping.set()
+            if watcher.is_alive():
+                watcher.join()
+            postgres.stop()
 
 
 def _watch(postgres: EmbeddedPostgres, stopping: threading.Event) -> None:
@@ -139,17 +179,19 @@ def uvicorn_config(config: Config, listener: socket.socket) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; says when it is up, and leaves signals alone when it is told to."""
+    """uvicorn's server; says when it is up, and leaves signals alone where none are given."""
 
-    def __init__(self, config: uvicorn.Config, *, own_signals: bool) -> None:
+    def __init__(self, config: uvicorn.Config, *, signals: StopSignals | None = None) -> None:
         super().__init__(config)
-        self._own_signals = own_signals
+        self._signals = signals
         self.up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         gc.freeze()  # what exists now lives as long as the process
         gc.set_threshold(ALLOCATIONS_A_COLLECTION)
+        if self._signals is not None and self._signals.received:
+            self.should_exit = True
         self.up.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -159,34 +201,33 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if not self._own_signals:
+        if self._signals is None:
             yield
             return
         with super().capture_signals():
             yield
 
 
-def serve(config: Config, listener: socket.socket, *, announce: Callable[[], None]) -> None:
+def serve(
+    config: Config,
+    listener: socket.socket,
+    signals: StopSignals,
+    *,
+    announce: Callable[[], None],
+) -> None:
     """Serve until a signal; `config` comes from `running_database`.
 
     `announce` is called once the database can be used.
     """
-    for number in STOPPING:
-        signal.signal(number, _exit)
+    signals.interrupts = False
     asyncio.run(migrate(config.database.url))
+    if signals.received:
+        return
     announce()
-    server = Server(uvicorn_config(config, listener), own_signals=True)
-    with contextlib.suppress(SystemExit):
-        server.run(sockets=[listener])
-    if not server.started:
+    server = Server(uvicorn_config(config, listener), signals=signals)
+    server.run(sockets=[listener])
+    if not server.started and not signals.received:
         raise StartupError("The server could not start; the log above says why")
-
-
-def _exit(_number: int, _frame: FrameType | None) -> None:
-    """uvicorn raises the signal again when it is done; then `finally` blocks must still run."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(0)
 
 
 @contextlib.asynccontextmanager
@@ -197,7 +238,7 @@ async def running_server(config: Config) -> AsyncIterator[str]:
     """
     await migrate(config.database.url)
     listener = listen(config)
-    server = Server(uvicorn_config(config, listener), own_signals=False)
+    server = Server(uvicorn_config(config, listener))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         up = asyncio.create_task(server.up.wait())

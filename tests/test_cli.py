@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from click.testing import CliRunner
 
 from messaging_server.__main__ import main
 from messaging_server.postgres import EmbeddedPostgres
-from tests.client import PASSWORD, Api, LiveServer
+from tests.client import PASSWORD, Api, LiveServer, wait_until
 from tests.conftest import fresh_database, live_server
 
 PROJECT = Path(__file__).parent.parent
@@ -188,6 +188,38 @@ def test_the_welcome_and_the_end(postgres: EmbeddedPostgres, folder: Path) -> No
         assert server.wait() == 0
         assert server.log().endswith("Stopped.\n")
         server.assert_no_defects()
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "the cluster is being made": lambda folder: (folder / "data").exists(),
+    "Postgres starts": lambda folder: any(folder.rglob("postmaster.pid")),
+    "the welcome is shown": lambda folder: "Ctrl-C" in (folder / "log").read_text(),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_end_before_the_start(folder: Path, number: int, moment: str) -> None:
+    """The first signal ends it in order, whatever it is doing, and the others change nothing."""
+    command = [sys.executable, "-m", "messaging_server", "serve", "--port", "0"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--data-dir", str(folder / "data")],
+            env=environment(DATABASE_URL=""),
+            stderr=log,
+        )
+    try:
+        wait_until(lambda: MOMENTS[moment](folder))
+        for _ in range(3):
+            server.send_signal(number)
+            time.sleep(0.02)
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+    shown = (folder / "log").read_text()
+    assert shown.endswith("Stopped.\n")
+    assert "Traceback" not in shown
+    assert not any(folder.rglob("postmaster.pid"))
 
 
 def test_an_impatient_end(folder: Path) -> None:

@@ -276,10 +276,13 @@ def test_times_look_alike_whoever_writes_them(run: Run) -> None:
     ]
 
     async def read(bench: Bench) -> None:
-        shown = await bench.database.fetch(
-            f"select {shown_time('at')} as at from unnest($1::timestamptz[]) as at", times
-        )
-        assert [row["at"] for row in shown] == [timestamp(at) for at in times]
+        for zone in ("UTC", "Asia/Kolkata", "America/New_York"):
+            async with bench.database.transaction():
+                await bench.database.execute(f"set local timezone to '{zone}'")
+                shown = await bench.database.fetch(
+                    f"select {shown_time('at')} as at from unnest($1::timestamptz[]) as at", times
+                )
+            assert [row["at"] for row in shown] == [timestamp(at) for at in times]
 
     run(read)
 

@@ -78,7 +78,7 @@ async def list_conversations(
         limit=limit,
         cursor=decode_cursor(cursor, ConversationCursor) if cursor is not None else None,
     )
-    return page(cast("list[Conversation]", encoded), following)
+    return page(cast("list[Conversation]", encoded), following)  # what the document is to say
 
 
 @post("/conversations", tags=["Conversations"], responses={404: NO_SUCH_LEAD})

@@ -20,7 +20,7 @@ DAY = 24 * HOUR
 class Wait(Struct, frozen=True):
     """Of a conversation that needs a reply; times in seconds of Unix time, by the database."""
 
-    priority: str
+    priority_text: str
     since: float
     urgent_since: float
 
@@ -32,7 +32,7 @@ class Wait(Struct, frozen=True):
     def urgency(self, now: float) -> Urgency:
         """Its score is in hours, to one decimal place."""
         tenths = int((now - self.urgent_since) / HOUR * 10 + 0.5)
-        reason = f"{self.priority}, {waiting_text(int(now - self.since))}"
+        reason = f"{self.priority_text}, {waiting_text(int(now - self.since))}"
         return Urgency(score=tenths / 10 if tenths > 0 else 0.0, reason=reason)
 
 

@@ -31,7 +31,9 @@ class View(Struct, frozen=True):
     @classmethod
     def of(cls, versions: Versions, conversation: Conversation, wait: Wait | None) -> "View":
         plain = structs.replace(conversation, unread_count=0, urgency=None)
-        return cls(versions, msgspec.json.encode(plain).removesuffix(_OPEN_END), wait)
+        json = msgspec.json.encode(plain)
+        assert json.endswith(_OPEN_END)
+        return cls(versions, json.removesuffix(_OPEN_END), wait)
 
     def shown(self, *, unread_count: int, now: float) -> msgspec.Raw:
         """The conversation with what was left out."""

@@ -315,6 +315,8 @@ def test_head_where_there_is_no_get(api: Api) -> None:
 def test_head_of_the_servers_own_pages(server: LiveServer, path: str) -> None:
     response = httpx.head(server.url + path)
     assert (response.status_code, response.content) == (200, b"")
+    counted = f'messaging_http_requests_total{{method="HEAD",route="{path}",status="200"}}'
+    assert counted in httpx.get(f"{server.url}/metrics").text
 
 
 def test_409(api: Api) -> None:
