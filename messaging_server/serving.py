@@ -219,8 +219,8 @@ def serve(
 
     `announce` is called once the database can be used.
     """
-    signals.interrupts = False
     asyncio.run(migrate(config.database.url))
+    signals.interrupts = False  # the application is put together by imports
     if signals.received:
         return
     announce()

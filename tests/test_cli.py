@@ -23,6 +23,7 @@ import pytest
 from click.testing import CliRunner
 
 from messaging_server.__main__ import main
+from messaging_server.migrations import MIGRATION_LOCK
 from messaging_server.postgres import EmbeddedPostgres
 from tests.client import PASSWORD, Api, LiveServer, wait_until
 from tests.conftest import fresh_database, live_server
@@ -220,6 +221,37 @@ def test_an_end_before_the_start(folder: Path, number: int, moment: str) -> None
     assert shown.endswith("Stopped.\n")
     assert "Traceback" not in shown
     assert not any(folder.rglob("postmaster.pid"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_while_another_server_migrates(
+    postgres: EmbeddedPostgres, folder: Path, number: int
+) -> None:
+    """It waits for the other one's lock, which may take long."""
+
+    async def wait_and_stop(dsn: str) -> None:
+        other = await asyncpg.connect(dsn)
+        await other.execute("select pg_advisory_lock($1)", MIGRATION_LOCK)
+        server = subprocess.Popen(  # noqa: ASYNC220  # nothing else runs in this loop
+            [sys.executable, "-m", "messaging_server", "serve", "--port", "0"],
+            env=environment(DATABASE_URL=dsn, MESSAGING_SERVER__DATA_DIR=str(folder)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        try:
+            while not await other.fetchval(waiting):
+                assert server.poll() is None
+                await asyncio.sleep(0.02)
+            server.send_signal(number)
+            _, log = server.communicate(timeout=10)
+            assert (server.returncode, log) == (0, "Stopped.\n")
+        finally:
+            server.kill()
+            await other.close()
+
+    with fresh_database(postgres) as dsn:
+        asyncio.run(wait_and_stop(dsn))
 
 
 def test_an_impatient_end(folder: Path) -> None:
