@@ -1,6 +1,6 @@
 """SQL that makes and changes conversations; `view_queries` reads them as a user sees them.
 
-Who may change a conversation is part of each statement: an ADMIN, or the agent it is assigned to.
+Who may change a conversation is part of what locks it: an ADMIN, or the agent it is assigned to.
 """
 
 from collections.abc import Mapping
@@ -84,55 +84,72 @@ async def fetch_newest_conversation(
     return conversation_id
 
 
-class Change(Struct, frozen=True):
-    """`version` is the new one, or None where nothing is different."""
+class Locked(Struct, frozen=True):
+    """A conversation that nobody else changes until the end of the transaction."""
 
-    version: int | None
+    assigned_agent_id: UUID | None
 
 
-async def update_conversation(
-    database: Database, caller: Caller, conversation_id: UUID, changes: Mapping[str, Any]
-) -> Change | None:
-    """Set what `changes` holds of status, priority, tags and snoozed_until.
+async def lock_conversation(
+    database: Database, caller: Caller, conversation_id: UUID
+) -> Locked | None:
+    """Returns None when it is not visible.
 
-    A priority or tags of None go back to the AI's own; a snoozed_until of None without a status
-    ends a snooze, if there is one. Returns None when the conversation is not visible.
+    A statement of its own: one that locks a row and changes it too may come upon the version from
+    before it waited, and then queue for a row that it holds behind those who wait for it.
     """
     row = await database.fetch_row(
         f"""
-        with wanted as (
-            select c.id,
-                coalesce(
-                    $4, case when $10 and c.status = 'SNOOZED' then 'OPEN' else c.status end
-                ) as status,
-                case when $4 is null and not $10 then c.snoozed_until else $5::timestamptz end
-                    as snoozed_until,
-                case when not $6 then c.priority else coalesce($7, c.ai_priority) end as priority,
-                case when not $6 then c.priority_source when $7::text is null then 'AI'
-                    else 'HUMAN' end as priority_source,
-                case when not $8 then c.tags else coalesce($9::text[], c.ai_tags) end as tags,
-                case when not $8 then c.tags_source when $9 is null then 'AI' else 'HUMAN' end
-                    as tags_source
-            from conversations c
-            where {VISIBLE} and c.id = $3
-            for no key update
-        ),
-        changed as (
-            update conversations c
-            set status = w.status, snoozed_until = w.snoozed_until, priority = w.priority,
-                priority_source = w.priority_source, tags = w.tags, tags_source = w.tags_source,
-                version = c.version + 1, updated_at = now()
-            from wanted w
-            where c.id = w.id and
-                (c.status, c.snoozed_until, c.priority, c.priority_source, c.tags, c.tags_source)
-                is distinct from
-                (w.status, w.snoozed_until, w.priority, w.priority_source, w.tags, w.tags_source)
-            returning c.version
-        )
-        select changed.version from wanted left join changed on true
+        select c.assigned_agent_id
+        from conversations c
+        where {VISIBLE} and c.id = $3
+        for no key update
         """,
         caller.is_admin,
         caller.id,
+        conversation_id,
+    )
+    return Locked(row["assigned_agent_id"]) if row else None
+
+
+async def update_conversation(
+    database: Database, conversation_id: UUID, changes: Mapping[str, Any]
+) -> int | None:
+    """Set what `changes` holds of status, priority, tags and snoozed_until; the new version.
+
+    A priority or tags of None go back to the AI's own; a snoozed_until of None without a status
+    ends a snooze, if there is one. Returns None where nothing is different. Call it with the
+    conversation locked.
+    """
+    version: int | None = await database.fetch_value(
+        """
+        with wanted as (
+            select c.id,
+                coalesce(
+                    $2, case when $8 and c.status = 'SNOOZED' then 'OPEN' else c.status end
+                ) as status,
+                case when $2 is null and not $8 then c.snoozed_until else $3::timestamptz end
+                    as snoozed_until,
+                case when not $4 then c.priority else coalesce($5, c.ai_priority) end as priority,
+                case when not $4 then c.priority_source when $5::text is null then 'AI'
+                    else 'HUMAN' end as priority_source,
+                case when not $6 then c.tags else coalesce($7::text[], c.ai_tags) end as tags,
+                case when not $6 then c.tags_source when $7 is null then 'AI' else 'HUMAN' end
+                    as tags_source
+            from conversations c
+            where c.id = $1
+        )
+        update conversations c
+        set status = w.status, snoozed_until = w.snoozed_until, priority = w.priority,
+            priority_source = w.priority_source, tags = w.tags, tags_source = w.tags_source,
+            version = c.version + 1, updated_at = now()
+        from wanted w
+        where c.id = w.id and
+            (c.status, c.snoozed_until, c.priority, c.priority_source, c.tags, c.tags_source)
+            is distinct from
+            (w.status, w.snoozed_until, w.priority, w.priority_source, w.tags, w.tags_source)
+        returning c.version
+        """,
         conversation_id,
         changes.get("status"),
         changes.get("snoozed_until"),
@@ -142,38 +159,24 @@ async def update_conversation(
         changes.get("tags"),
         "snoozed_until" in changes,
     )
-    return Change(row["version"]) if row else None
-
-
-class Assignment(Struct, frozen=True):
-    """What an assignment changed; `version` is None when it changed nothing."""
-
-    previous_agent_id: UUID | None
-    version: int | None
+    return version
 
 
 async def update_assignment(
     database: Database, conversation_id: UUID, agent_id: UUID | None
-) -> Assignment | None:
-    """Returns None when there is no such conversation."""
-    row = await database.fetch_row(
+) -> int | None:
+    """The new version, or None where nothing is different."""
+    version: int | None = await database.fetch_value(
         """
-        with previous as (
-            select id, assigned_agent_id from conversations where id = $1 for no key update
-        ),
-        changed as (
-            update conversations c
-            set assigned_agent_id = $2, version = c.version + 1, updated_at = now()
-            from previous p
-            where c.id = p.id and p.assigned_agent_id is distinct from $2
-            returning c.version
-        )
-        select p.assigned_agent_id, changed.version from previous p left join changed on true
+        update conversations
+        set assigned_agent_id = $2, version = version + 1, updated_at = now()
+        where id = $1 and assigned_agent_id is distinct from $2
+        returning version
         """,
         conversation_id,
         agent_id,
     )
-    return Assignment(row["assigned_agent_id"], row["version"]) if row else None
+    return version
 
 
 async def lock_active_user(database: Database, user_id: UUID) -> bool:

@@ -142,13 +142,13 @@ async def update_conversation(
 ) -> Conversation:
     changes = checked_changes(request)
     if changes:
-        change = await queries.update_conversation(database, caller, conversation_id, changes)
-        if change is None:
-            raise NotFound(NO_SUCH_CONVERSATION)
-        if change.version is not None:
-            database.publish(
-                ConversationUpdated(conversation_id=conversation_id, version=change.version)
-            )
+        async with database.transaction():
+            await _lock(database, caller, conversation_id)
+            version = await queries.update_conversation(database, conversation_id, changes)
+            if version is not None:
+                database.publish(
+                    ConversationUpdated(conversation_id=conversation_id, version=version)
+                )
     return await fetch_conversation(database, caller, conversation_id)
 
 
@@ -178,20 +178,26 @@ async def assign_conversation(
     """Give the conversation to an active user, or to nobody; only for ADMINs."""
     async with database.transaction():
         await check_assignee(database, agent_id, field="agentId")
-        change = await queries.update_assignment(database, conversation_id, agent_id)
-        if change is None:
-            raise NotFound(NO_SUCH_CONVERSATION)
+        before = await _lock(database, caller, conversation_id)
+        version = await queries.update_assignment(database, conversation_id, agent_id)
         conversation = await fetch_conversation(database, caller, conversation_id)
-        if change.version is not None:
+        if version is not None:
             database.publish(
                 ConversationAssigned(
                     conversation=conversation,
-                    previous_agent_id=change.previous_agent_id,
+                    previous_agent_id=before.assigned_agent_id,
                     assigned_agent_id=agent_id,
-                    version=change.version,
+                    version=version,
                 )
             )
     return conversation
+
+
+async def _lock(database: Database, caller: Caller, conversation_id: UUID) -> queries.Locked:
+    locked = await queries.lock_conversation(database, caller, conversation_id)
+    if locked is None:
+        raise NotFound(NO_SUCH_CONVERSATION)
+    return locked
 
 
 async def mark_read(
