@@ -113,7 +113,7 @@ class LiveServer:
             self._log.close()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     """What `condition` gives once it is true; an AssertionError when it does not get true."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
@@ -265,17 +265,17 @@ class Socket:
         self.frames: list[dict[str, Any]] = []
         self._id = 0
 
-    def call(self, event: str, data: Any = None, timeout: float = 10.0) -> dict[str, Any]:
+    def call(self, event: str, data: Any = None, timeout: float = 20.0) -> dict[str, Any]:
         """Send a command and return its reply."""
         self._id += 1
         frame = {"id": self._id, "event": event}
         self.connection.send(json.dumps(frame if data is None else {**frame, "data": data}))
         return self.wait(lambda frame: frame.get("id") == self._id, timeout)
 
-    def wait_event(self, event: str, timeout: float = 10.0) -> dict[str, Any]:
+    def wait_event(self, event: str, timeout: float = 20.0) -> dict[str, Any]:
         return self.wait(lambda frame: frame.get("event") == event, timeout)
 
-    def wait(self, matches: Any, timeout: float = 10.0) -> dict[str, Any]:
+    def wait(self, matches: Any, timeout: float = 20.0) -> dict[str, Any]:
         """The first frame that matches, read or still to come; it is taken out."""
         deadline = time.monotonic() + timeout
         seen = 0

@@ -113,7 +113,7 @@ class Load:
             self.refused.append(response)
             self._stop.wait(0.02)
 
-    def wait_for(self, count: int, seconds: float = 15.0) -> None:
+    def wait_for(self, count: int, seconds: float = 30.0) -> None:
         """Until so many more messages are acknowledged."""
         goal = len(self.acknowledged) + count
         wait_until(lambda: len(self.acknowledged) >= goal, seconds)

@@ -1,10 +1,9 @@
 """Secrets: tokens, passwords, keys, and the file of the signing key."""
 
 import asyncio
-import statistics
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,47 +107,44 @@ def test_a_password_matches_only_itself(passwords: Passwords) -> None:
     asyncio.run(check())
 
 
-def test_an_unknown_user_takes_as_long_as_a_wrong_password() -> None:
-    passwords = Passwords(rounds=8)
-    stored = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(8)).decode()
+def test_an_unknown_user_costs_as_much_as_a_wrong_password(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same password is compared with a hash of the same cost."""
+    compared = []
+    compare = bcrypt.checkpw
 
-    async def seconds(password_hash: str | None) -> float:
-        samples = []
-        for _ in range(9):
-            started = time.perf_counter()
-            await passwords.verify("wrong horse", password_hash)
-            samples.append(time.perf_counter() - started)
-        return statistics.median(samples)
+    def record(password: bytes, password_hash: bytes) -> bool:
+        compared.append((password, password_hash[: len(b"$2b$04$")]))
+        return compare(password, password_hash)
 
-    async def compare() -> None:
-        await passwords.verify("wrong horse", None)  # the first one prepares
-        ratio = await seconds(None) / await seconds(stored)
-        assert 0.5 < ratio < 2
+    async def log_in_twice() -> None:
+        stored = await passwords.hash("correct horse")
+        for password_hash in (None, stored):
+            assert not await passwords.verify("wrong horse", password_hash)
 
-    try:
-        asyncio.run(compare())
-    finally:
-        passwords.close()
+    monkeypatch.setattr(bcrypt, "checkpw", record)
+    asyncio.run(log_in_twice())
+    assert compared == [(b"wrong horse", b"$2b$04$")] * 2
 
 
-def test_hashing_leaves_the_event_loop_free(passwords: Passwords) -> None:
-    slow = Passwords(rounds=10)  # 50 ms each
+def test_hashing_leaves_the_event_loop_free(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hashes waits here for what the loop does meanwhile."""
+    loop_is_free = threading.Event()
 
-    async def longest_pause() -> float:
-        hashing = asyncio.gather(*(slow.hash("correct horse") for _ in range(6)))
-        worst, last = 0.0, time.perf_counter()
-        while not hashing.done():
-            await asyncio.sleep(0.001)
-            worst, last = max(worst, time.perf_counter() - last), time.perf_counter()
-        await hashing
-        return worst
+    def hash_slowly(_password: bytes, _salt: bytes) -> bytes:
+        return b"done" if loop_is_free.wait(30) else b"the loop stood still"
 
-    try:
-        started = time.perf_counter()
-        worst = asyncio.run(longest_pause())
-        assert worst < (time.perf_counter() - started) / 2
-    finally:
-        slow.close()
+    async def hash_meanwhile() -> str:
+        hashing = asyncio.create_task(passwords.hash("correct horse"))
+        await asyncio.sleep(0.01)
+        loop_is_free.set()
+        return await hashing
+
+    monkeypatch.setattr(bcrypt, "hashpw", hash_slowly)
+    assert asyncio.run(hash_meanwhile()) == "done"
 
 
 # --- Keys and the file ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from messaging_server.postgres import EmbeddedPostgres
 from tests.client import Api
 from tests.conftest import fresh_database, live_server
 
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 30.0
 POLL_SECONDS = 0.01
 
 
 async def until(condition: Callable[[], object]) -> Any:
-    """The first true value of `condition`, which may be async; fails after 15 seconds."""
+    """The first true value of `condition`, which may be async; fails after 30 seconds."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while True:
             value = condition()

@@ -105,7 +105,7 @@ def test_a_body_that_stops_is_given_up(server: LiveServer, api: Api) -> None:
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 400"), answer
     assert b"validation_error" in answer
-    assert 10 < time.monotonic() - started < 20
+    assert time.monotonic() - started > 10
 
 
 def test_a_sender_that_goes_away_leaves_nothing(server: LiveServer, api: Api, execute: Any) -> None:

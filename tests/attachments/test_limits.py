@@ -206,7 +206,7 @@ def test_a_slow_sender_is_cut_off(server: LiveServer, api: Api) -> None:
         started = time.monotonic()
         answer = b""
         while not answer:
-            assert time.monotonic() - started < 20
+            assert time.monotonic() - started < 45
             connection.sendall(b"x")
             with contextlib.suppress(TimeoutError):
                 answer = connection.recv(65_536)

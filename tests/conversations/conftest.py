@@ -23,7 +23,7 @@ from messaging_server.models import ContentType, SenderType
 from tests.analysis.waiting import until
 
 DEBOUNCE = Debounce(quiet=timedelta(seconds=10), max_wait=timedelta(seconds=60))
-DEADLINE_SECONDS = 8
+DEADLINE_SECONDS = 30
 AGENT_ID = uuid4()
 
 Kind = Literal["reply", "note", "lead"]

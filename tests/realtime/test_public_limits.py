@@ -32,7 +32,7 @@ def test_silent_stranger_is_sent_away(api: Api) -> None:
     started = time.monotonic()
     with unknown_visitor(api) as visitor:
         assert visitor.close_code() == 4401
-    assert 0.9 < time.monotonic() - started < 3
+    assert 0.9 < time.monotonic() - started < 9  # ten by default
 
 
 def test_heartbeat(api: Api, site: Site) -> None:

@@ -46,7 +46,7 @@ def heard(client: Client) -> list[tuple[str, int]]:
 
 
 async def hears(client: Client, expected: list[tuple[str, int]]) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         while heard(client) != expected:  # noqa: ASYNC110  # a tape has no event to wait for
             await asyncio.sleep(0.001)
 

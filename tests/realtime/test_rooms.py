@@ -68,7 +68,7 @@ class Ear:
 
     async def hears(self, seq: int) -> None:
         """Wait until it has heard everything through `seq`."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while self.last != seq:  # noqa: ASYNC110  # a member has no event to wait for
                 await asyncio.sleep(0.001)
 
