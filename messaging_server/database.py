@@ -200,7 +200,7 @@ class Database:
     async def fetch_planned(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         """Like `fetch`, planned anew for these arguments, on a connection of its own.
 
-        For searches: how rare a word or tag is decides which index is the right one.
+        For what may be rare or common, where that decides which index is the right one.
         """
         return await translated(self._fetch_planned(sql, arguments))
 

@@ -19,15 +19,22 @@ from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.conversations.view_queries import LISTED, LISTED_JOINS, views_of
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
-from messaging_server.leads.queries import search_condition, search_pattern
+from messaging_server.leads.queries import (
+    search_condition,
+    search_condition_in_place,
+    search_pattern,
+)
 from messaging_server.models import Caller, Priority, Status
 
 MATCHING_LEADS = 1_000
-SAMPLE = 50
+SAMPLED_CONVERSATIONS = 100
+SAMPLED_MESSAGES = 20
+SAMPLED_TOTAL = 500
+SAMPLED_LEADS = 30
 SEPARATORS = dict.fromkeys(map(ord, "./@-_:+&=?#"), " ")
 """What `messages.words` takes for spaces, so that PED-4711 is found by 4711."""
-INDEXED_MATCH = "m.words @@ to_tsquery('simple', {query})"
-MATCH_IN_PLACE = "coalesce(m.words, '') @@ to_tsquery('simple', {query})"
+INDEXED_MATCH = "m.words @@ (select to_tsquery('simple', {query}))"
+MATCH_IN_PLACE = "coalesce(m.words, '') @@ (select to_tsquery('simple', {query}))"
 """For a few messages at hand: an expression keeps Postgres from asking the index of words."""
 
 
@@ -140,14 +147,14 @@ class ConversationList:
         source, conditions = "conversations c", where(statement.conditions)
         found = ""
         if filters.search is not None:
-            common = await is_common(self._database, caller, filters, cursor)
-            found = matching(statement, caller, filters, size=size, common=common)
+            walk = await choose_walk(self._database, caller, filters, cursor)
+            leads = None if walk.leads else await find_leads(self._database, caller, filters.search)
+            found = matching(statement, filters, walk, leads, size=size)
         elif frequencies and not frequencies.is_common(filters.tag or "", wanted=size):
             found = tagged(statement, filters, size=size)
         if found:
             source, conditions = f"({found}) found join conversations c on c.id = found.id", ""
-        depends = filters.search is not None or filters.tag is not None
-        planned = depends and frequencies is None
+        planned = filters.tag is not None and frequencies is None
         fetch = self._database.fetch_planned if planned else self._database.fetch
         return await fetch(
             f"""
@@ -206,45 +213,104 @@ def where(conditions: list[str]) -> str:
     return f"where {' and '.join(conditions)}" if conditions else ""
 
 
-async def is_common(
+class Walk(Struct, frozen=True):
+    """What is looked for conversation by conversation, in order, instead of in an index.
+
+    An index soon names the few that match; of many, each would have to be looked up, while going
+    through the first conversations soon finds enough.
+    """
+
+    messages: bool
+    leads: bool
+
+
+async def choose_walk(
     database: Database, caller: Caller, filters: Filters, cursor: ConversationCursor | None
-) -> bool:
-    """Whether the search finds anything in a sample: the newest messages of the first."""
+) -> Walk:
+    """Both where there are few conversations, else what finds anything in a sample.
+
+    The sample is the newest messages of the first conversations, and their leads. What one
+    message in a hundred holds is nearly always found in it.
+    """
+    search = filters.search or ""
     statement = Statement()
     add_conditions(statement, caller, filters, cursor)
-    query = statement.parameter(text_query(filters.search or ""))
-    sql = f"""
-        select exists (
-            select 1
-            from (
-                select c.id from conversations c
-                {where(statement.conditions)}
-                {ORDERS[filters.sort].clause}
-                limit {SAMPLE}
-            ) sample
-            cross join lateral (
-                select m.words from messages m
-                where m.conversation_id = sample.id
-                order by m.seq desc
-                limit {SAMPLE}
-            ) m
-            where {MATCH_IN_PLACE.format(query=query)}
+    in_message = MATCH_IN_PLACE.format(query=statement.parameter(text_query(search)))
+    in_lead = search_condition_in_place(statement.parameter(search_pattern(search)))
+    row = await database.fetch_row(
+        f"""
+        with sample as materialized (
+            select c.id, c.lead_id from conversations c
+            {where(statement.conditions)}
+            {ORDERS[filters.sort].clause}
+            limit {SAMPLED_CONVERSATIONS}
+        ),
+        size as (select count(*) < {SAMPLED_CONVERSATIONS} as is_small from sample)
+        select
+            is_small or exists (
+                select 1
+                from (
+                    select newest.words
+                    from sample
+                    cross join lateral (
+                        select words from messages
+                        where conversation_id = sample.id
+                        order by seq desc
+                        limit {SAMPLED_MESSAGES}
+                    ) newest
+                    limit {SAMPLED_TOTAL}
+                ) m
+                where {in_message}
+            ) as messages,
+            is_small or exists (
+                select 1
+                from (select lead_id from sample limit {SAMPLED_LEADS}) first
+                join leads l on l.id = first.lead_id
+                where {in_lead}
+            ) as leads
+        from size
+        """,
+        *statement.arguments,
+    )
+    assert row is not None
+    return Walk(row["messages"], row["leads"])
+
+
+async def find_leads(database: Database, caller: Caller, search: str) -> Sequence[UUID]:
+    """The newest leads that match, at most so many; planned for how common the search is."""
+    statement = Statement()
+    statement.where(search_condition(statement.parameter(search_pattern(search))))
+    if not caller.is_admin:
+        statement.where(
+            f"""exists (
+                select 1 from conversations v
+                where v.lead_id = l.id and v.assigned_agent_id = {statement.parameter(caller.id)}
+            )"""
         )
-    """
-    return bool((await database.fetch_planned(sql, *statement.arguments))[0][0])
+    rows = await database.fetch_planned(
+        f"""
+        select l.id from leads l
+        {where(statement.conditions)}
+        order by l.created_at desc
+        limit {MATCHING_LEADS}
+        """,
+        *statement.arguments,
+    )
+    return [row["id"] for row in rows]
 
 
 def matching(
-    statement: Statement, caller: Caller, filters: Filters, *, size: int, common: bool
+    statement: Statement, filters: Filters, walk: Walk, leads: Sequence[UUID] | None, *, size: int
 ) -> str:
     """The first conversations whose messages or whose lead match, as a subquery.
 
-    Rare words are looked up in the index of words. For common ones that would take long, while
-    going through the first conversations soon finds enough (`offset 0` keeps that order).
+    `leads` are those that match; None where they are looked for in the walk, whose order
+    `offset 0` keeps. Words and leads hide in a `select`, so that no plan is better for knowing
+    them, and one serves all.
     """
     search = filters.search or ""
     query = statement.parameter(text_query(search))
-    if common:
+    if walk.messages:
         by_message = f"""exists (
             select 1 from messages m
             where m.conversation_id = c.id and {MATCH_IN_PLACE.format(query=query)}
@@ -255,17 +321,12 @@ def matching(
             select distinct m.conversation_id from messages m
             where {INDEXED_MATCH.format(query=query)}
         ))"""
-    pattern = statement.parameter(search_pattern(search))
-    theirs = ""
-    if not caller.is_admin:
-        theirs = f"""and exists (
-            select 1 from conversations v
-            where v.lead_id = l.id and v.assigned_agent_id = {statement.parameter(caller.id)}
-        )"""
-    by_lead = f"""c.lead_id = any(array(
-        select l.id from leads l where {search_condition(pattern)} {theirs}
-        order by l.created_at desc limit {MATCHING_LEADS}
-    ))"""
+    if leads is None:
+        in_lead = search_condition_in_place(statement.parameter(search_pattern(search)))
+        by_lead = f"exists (select 1 from leads l where l.id = c.lead_id and {in_lead} offset 0)"
+    else:
+        by_lead = f"c.lead_id = any((select {statement.parameter(leads)}::uuid[])::uuid[])"
+    one_walk = walk.messages and leads is None
     return " union ".join(
         f"""(
             select c.id from conversations c
@@ -273,7 +334,7 @@ def matching(
             {ORDERS[filters.sort].clause}
             limit {size}
         )"""
-        for branch in (by_message, by_lead)
+        for branch in ([f"({by_lead} or {by_message})"] if one_walk else [by_message, by_lead])
     )
 
 

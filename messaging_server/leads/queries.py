@@ -154,13 +154,21 @@ async def list_leads(
     return [to_lead(row) for row in rows[:limit]], following
 
 
+SEARCH_TEXT = "lead_search_text(l.name, l.email, l.phone)"
+
+
 def search_condition(parameter: str) -> str:
-    """Matches leads `l`; the trigrams are what the index holds, the position is the proof.
+    """Matches leads `l`; the trigrams are what the index holds, the position is the proof."""
+    trigrams = f"trigrams({SEARCH_TEXT}) @> trigrams(lower({parameter}))"
+    return f"({trigrams} and {search_condition_in_place(parameter)})"
+
+
+def search_condition_in_place(parameter: str) -> str:
+    """For a few leads `l` at hand.
 
     Postgres lowers both sides: Python's rules for `İ` and `Σ` are others.
     """
-    text, part = "lead_search_text(l.name, l.email, l.phone)", f"lower({parameter})"
-    return f"(trigrams({text}) @> trigrams({part}) and position({part} in {text}) > 0)"
+    return f"position(lower({parameter}) in {SEARCH_TEXT}) > 0"
 
 
 def search_pattern(search: str) -> str:
