@@ -30,6 +30,7 @@ STATEMENT_TIMEOUT_SECONDS = 30
 ACQUIRE_TIMEOUT_SECONDS = 5
 RETRY_AFTER_SECONDS = 2
 PLANNING_CONNECTIONS = 3
+DEADLOCK_ATTEMPTS = 3
 NOT_RUNNING = "The server is starting or shutting down"
 
 POSTGRES_PARAMETERS = frozenset(
@@ -219,15 +220,24 @@ class Database:
         return await translated(self._call_alone(method, sql, arguments))
 
     async def _call_alone(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
+        """What Postgres ended for the sake of somebody else it waited for is tried again."""
         leases = self._running_leases()
-        connection = await leases.take()
-        try:
-            result = await getattr(connection, method)(sql, *arguments)
-        except BaseException:
-            await leases.drop(connection)
-            raise
-        await leases.give_back(connection)
-        return result
+        attempts = DEADLOCK_ATTEMPTS
+        while True:
+            connection = await leases.take()
+            try:
+                result = await getattr(connection, method)(sql, *arguments)
+            except asyncpg.DeadlockDetectedError:
+                await leases.drop(connection)
+                attempts -= 1
+                if attempts == 0:
+                    raise
+            except BaseException:
+                await leases.drop(connection)
+                raise
+            else:
+                await leases.give_back(connection)
+                return result
 
     def _running_leases(self) -> Leases:
         if self.leases is None:

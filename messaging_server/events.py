@@ -109,6 +109,11 @@ class AccessRevoked(Event, frozen=True):
     user_id: UUID
 
 
+class UserRenamed(Event, frozen=True):
+    user_id: UUID
+    name: str | None
+
+
 E = TypeVar("E", bound=Event)
 
 

@@ -141,22 +141,25 @@ async def insert_entry(database: Database, entry: NewEntry, budget: Budget) -> U
         with conversation as materialized (
             select id from conversations where id = $2 for key share
         ),
-        spending as (
-            update analysis_spending s
-            set micro_dollars = s.micro_dollars + $10, refused = false
-            where $10 > 0
-                and exists (select from conversation)
-                and s.day = current_date
-                and ($11 = 0 or s.micro_dollars + $10 <= $11)
-                and ($12 = 0 or s.micro_dollars + $10 + {SPENT_EARLIER_THIS_MONTH} <= $12)
-            returning s.day
-        ),
         interrupted as (
             update analyses
             set status = '{AnalysisStatus.INTERRUPTED}', error = '{INTERRUPTED}'
             where conversation_id = $2
                 and status = '{AnalysisStatus.RUNNING}'
                 and (trigger = 'suggestion') = ($3 = 'suggestion')
+            returning id
+        ),
+        spending as (
+            update analysis_spending s
+            set micro_dollars = s.micro_dollars + $10, refused = false
+            where $10::bigint > 0
+                and (select count(*) from interrupted) >= 0 -- lines first, as where they settle
+                and exists (select from conversation)
+                and s.day = current_date
+                and ($11::bigint = 0 or s.micro_dollars + $10 <= $11)
+                and ($12::bigint = 0
+                    or s.micro_dollars + $10 + {SPENT_EARLIER_THIS_MONTH} <= $12)
+            returning s.day
         )
         insert into analyses (
             id, conversation_id, status, trigger, provider, model, prompt_version, fingerprint,

@@ -111,11 +111,14 @@ class Saved(Struct, frozen=True, kw_only=True):
 
 
 async def claim_due(database: Database, *, limit: int, lease_seconds: float) -> list[Claim]:
-    """Lease up to `limit` due conversations that nobody else holds or is writing to."""
+    """Lease up to `limit` due conversations that nobody else holds or is writing to.
+
+    One that changed since the statement began is left for the next time.
+    """
     rows = await database.fetch(
         """
         with due as materialized (
-            select id
+            select id, ctid as place
             from conversations
             where analysis_due_at <= now() and (lease_until is null or lease_until < now())
             order by analysis_due_at
@@ -126,7 +129,7 @@ async def claim_due(database: Database, *, limit: int, lease_seconds: float) -> 
         set lease_until = now() + make_interval(secs => $2),
             lease_token = gen_random_uuid()
         from due
-        where c.id = due.id
+        where c.id = due.id and c.ctid = due.place
         returning c.id, c.lease_token, c.analysis_trigger, c.analysis_attempts
         """,
         limit,

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, ClassVar, Protocol
 from uuid import UUID
+from weakref import WeakSet
 
 import msgspec
 from loguru import logger
@@ -124,10 +125,22 @@ class Suggester(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Open:
+    """A caller's reply from its being asked for to its end, wherever it is given up.
+
+    `is_void` once the caller may not see it any more.
+    """
+
+    def __init__(self, caller: Caller, conversation_id: UUID) -> None:
+        self.caller = caller
+        self.conversation_id = conversation_id
+        self.is_void = False
+
+
 class NewSuggestion(Struct, frozen=True, kw_only=True):
     """A reply that was not asked for yet, but is in the ledger with what it may cost at most."""
 
-    caller: Caller
+    open: Open
     conversation_id: UUID
     question: Sequence[ChatMessage]
     entry_id: UUID
@@ -142,8 +155,7 @@ class Suggestions:
         self._database = database
         self._suggester = make_suggester(config)
         self._settling: set[asyncio.Task[None]] = set()
-        self._running: dict[UUID, NewSuggestion] = {}
-        self._void: set[UUID] = set()
+        self._open: WeakSet[Open] = WeakSet()  # one whose client goes before its stream begins
         bus.subscribe(AccessRevoked, self._end_for_user)
         bus.subscribe(ConversationAssigned, self._end_out_of_sight)
         bus.subscribe(ConversationsDeleted, self._end_deleted)
@@ -152,11 +164,21 @@ class Suggestions:
         self, caller: Caller, conversation_id: UUID, request: SuggestionRequest
     ) -> NewSuggestion:
         """Raises `NotFound` and `NotAvailable`; nothing has been asked of the model yet."""
-        await fetch_conversation(self._database, caller, conversation_id)
+        if sum(each.caller.id == caller.id for each in self._open) >= OPEN_PER_USER:
+            raise RateLimited("Too many replies are being written for you", retry_after_seconds=5)
+        opened = Open(caller, conversation_id)
+        self._open.add(opened)
+        try:
+            return await self._reserve(opened, request)
+        except BaseException:
+            self._open.discard(opened)
+            raise
+
+    async def _reserve(self, opened: Open, request: SuggestionRequest) -> NewSuggestion:
+        conversation_id = opened.conversation_id
+        await fetch_conversation(self._database, opened.caller, conversation_id)
         if self._suggester is None:
             raise NotAvailable(NO_MODEL)
-        if sum(each.caller.id == caller.id for each in self._running.values()) >= OPEN_PER_USER:
-            raise RateLimited("Too many replies are being written for you", retry_after_seconds=5)
         transcript = await queries.fetch_transcript(self._database, conversation_id)
         question = ask_reply(transcript.messages, instruction=request.instruction)
         reserved = cost_micro_dollars(most_tokens(question, self._config), self._config.price)
@@ -176,7 +198,7 @@ class Suggestions:
             await ledger_queries.update_refused(self._database, conversation_id)
             raise NotAvailable(BUDGET_SPENT)
         return NewSuggestion(
-            caller=caller,
+            open=opened,
             conversation_id=conversation_id,
             question=question,
             entry_id=entry_id,
@@ -188,11 +210,10 @@ class Suggestions:
         meter = Meter()
         started = time.perf_counter()
         status, error = AnalysisStatus.INTERRUPTED, None
-        self._running[suggestion.entry_id] = suggestion
         try:
             async with aclosing(self._write(suggestion, meter)) as events:
                 async for event in events:
-                    if suggestion.entry_id in self._void:
+                    if suggestion.open.is_void:
                         error = OUT_OF_SIGHT
                         yield Failed(code=NotFound.code, message=error)
                         return
@@ -202,8 +223,7 @@ class Suggestions:
                         status, error = AnalysisStatus.FAILED, event.message
                     yield event
         finally:
-            del self._running[suggestion.entry_id]
-            self._void.discard(suggestion.entry_id)
+            self._open.discard(suggestion.open)
             ending = Ending(
                 status=status, error=error, latency_milliseconds=_milliseconds_since(started)
             )
@@ -218,23 +238,20 @@ class Suggestions:
             await self._suggester.aclose()
 
     def _end_for_user(self, event: AccessRevoked) -> None:
-        self._void |= {k for k, s in self._running.items() if s.caller.id == event.user_id}
+        for each in self._open:
+            each.is_void |= each.caller.id == event.user_id
 
     def _end_out_of_sight(self, event: ConversationAssigned) -> None:
-        self._void |= {
-            entry_id
-            for entry_id, suggestion in self._running.items()
-            if suggestion.conversation_id == event.conversation.id
-            and not suggestion.caller.is_admin
-            and suggestion.caller.id != event.assigned_agent_id
-        }
+        for each in self._open:
+            each.is_void |= (
+                each.conversation_id == event.conversation.id
+                and not each.caller.is_admin
+                and each.caller.id != event.assigned_agent_id
+            )
 
     def _end_deleted(self, event: ConversationsDeleted) -> None:
-        self._void |= {
-            entry_id
-            for entry_id, suggestion in self._running.items()
-            if suggestion.conversation_id in event.conversation_ids
-        }
+        for each in self._open:
+            each.is_void |= each.conversation_id in event.conversation_ids
 
     async def _write(
         self, suggestion: NewSuggestion, meter: Meter

@@ -81,14 +81,18 @@ _ONE = f"(values ({', '.join(f'${n}::{kind}' for n, kind in _NUMBERED)})) draft 
 _MANY = f"unnest({', '.join(f'${n}::{kind}[]' for n, kind in _NUMBERED)}) draft ({_NAMES})"
 
 # One message waits for whoever has its conversation locked. Many must not, for the sake of the
-# others: what is locked is left out, and comes again alone.
+# others: what is locked is left out, and comes again alone. So is what changed since the statement
+# began: to come upon the version from before would mean to wait after all, behind whoever waits
+# for the lock that is held here.
 _UNLOCKED = f"""
 draft as (
-    select draft.*
+    select draft.*, c.ctid as place
     from {_MANY} join conversations c on c.id = draft.conversation_id
+    order by c.id
     for no key update of c skip locked
 ),
 """
+_UNCHANGED = "and c.ctid = draft.place"
 
 _EVERY_MESSAGE = """
     last_seq = c.last_seq + 1,
@@ -168,13 +172,14 @@ class Statement(Struct, frozen=True):
 def _statement(changes: str, *, condition: str = "", private: bool = False) -> Statement:
     clauses = {
         "changes": _EVERY_MESSAGE + changes,
-        "condition": condition,
         "private": str(private).lower(),
         "public_seq": "null::integer" if private else "public_count",
     }
     return Statement(
-        one=_APPEND.format(unlocked="", drafts=_ONE, **clauses),
-        many=_APPEND.format(unlocked=_UNLOCKED, drafts="draft", **clauses),
+        one=_APPEND.format(unlocked="", drafts=_ONE, condition=condition, **clauses),
+        many=_APPEND.format(
+            unlocked=_UNLOCKED, drafts="draft", condition=f"{condition} {_UNCHANGED}", **clauses
+        ),
         debounced=not private,
     )
 

@@ -227,18 +227,24 @@ async def upsert_read_mark(
 
 
 async def wake_snoozed(database: Database) -> list[tuple[UUID, int]]:
-    """Reopen what was snoozed until now; ids and versions."""
+    """Reopen what was snoozed until now; ids and versions.
+
+    One that is locked, or changed since the statement began, is left for the next time.
+    """
     rows = await database.fetch(
         """
-        update conversations
-        set status = 'OPEN', snoozed_until = null, version = version + 1, updated_at = now()
-        where id in (
-            select id from conversations
+        with awake as materialized (
+            select id, ctid as place
+            from conversations
             where status = 'SNOOZED' and snoozed_until <= now()
             limit 500
             for no key update skip locked
         )
-        returning id, version
+        update conversations c
+        set status = 'OPEN', snoozed_until = null, version = c.version + 1, updated_at = now()
+        from awake
+        where c.id = awake.id and c.ctid = awake.place
+        returning c.id, c.version
         """
     )
     return [(row["id"], row["version"]) for row in rows]

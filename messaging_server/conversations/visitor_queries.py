@@ -336,7 +336,7 @@ async def update_delivery_through(
             where m.conversation_id = (select id from c) and m.seq > (select seq from known)
                 and m.public_seq <= $3 and m.sender_type = 'AGENT' and not m.private
                 and m.delivery < $4
-            order by m.seq
+            order by m.id
             for no key update of m
         ),
         changed as (

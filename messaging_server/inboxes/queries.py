@@ -195,23 +195,26 @@ async def insert_api_key(
     created_by: UUID,
 ) -> tuple[UUID, UUID] | None:
     """The ids of the key and of its inbox: by default the oldest API inbox; None if not there."""
-    row = await database.fetch_row(
-        """
-        insert into api_keys (id, inbox_id, name, prefix, key_hash, created_by)
-        select $1, i.id, $3, $4, $5, $6
-        from inboxes i
-        where i.kind = 'API' and ($2::uuid is null or i.id = $2)
-        order by i.created_at, i.id
-        limit 1
-        returning id, inbox_id
-        """,
-        uuid7(),
-        inbox_id,
-        name,
-        prefix,
-        key_hash,
-        created_by,
-    )
+    try:
+        row = await database.fetch_row(
+            """
+            insert into api_keys (id, inbox_id, name, prefix, key_hash, created_by)
+            select $1, i.id, $3, $4, $5, $6
+            from inboxes i
+            where i.kind = 'API' and ($2::uuid is null or i.id = $2)
+            order by i.created_at, i.id
+            limit 1
+            returning id, inbox_id
+            """,
+            uuid7(),
+            inbox_id,
+            name,
+            prefix,
+            key_hash,
+            created_by,
+        )
+    except asyncpg.ForeignKeyViolationError:  # the inbox was deleted meanwhile
+        return None
     return (row["id"], row["inbox_id"]) if row else None
 
 

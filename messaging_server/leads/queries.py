@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct, structs
 from uuid_utils.compat import uuid7
 
-from messaging_server.database import Database
+from messaging_server.database import Database, row_count
 from messaging_server.errors import Conflict
 from messaging_server.models import Caller, Lead, LeadDetails, timestamp
 
@@ -226,21 +226,25 @@ class Erased(Struct, frozen=True):
 
 
 async def delete_lead(database: Database, lead_id: UUID) -> Erased | None:
-    """Erase the lead with its conversations and messages; None when there is no such lead."""
-    row = await database.fetch_row(
-        """
-        with erased as (
-            select array_agg(c.id) as ids, array_agg(c.assigned_agent_id) as agent_ids
-            from conversations c
-            where c.lead_id = $1
+    """Erase the lead with its conversations and messages; None when there is no such lead.
+
+    Locked first, so that what it has and what is erased are the same.
+    """
+    async with database.transaction():
+        await database.execute("select from leads where id = $1 for update", lead_id)
+        rows = await database.fetch(
+            """
+            select id, assigned_agent_id from conversations
+            where lead_id = $1
+            order by id
+            for update
+            """,
+            lead_id,
         )
-        delete from leads l using erased where l.id = $1 returning ids, agent_ids
-        """,
-        lead_id,
-    )
-    if row is None:
-        return None
-    return Erased(tuple(row["ids"] or ()), frozenset(row["agent_ids"] or ()) - {None})
+        if row_count(await database.execute("delete from leads where id = $1", lead_id)) == 0:
+            return None
+    agents = frozenset(row["assigned_agent_id"] for row in rows)
+    return Erased(tuple(row["id"] for row in rows), agents - {None})
 
 
 async def find_or_insert_lead(

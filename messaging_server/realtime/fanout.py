@@ -42,6 +42,7 @@ class Fanout:
         bus.subscribe(events.AnalysisCompleted, self.analysis_completed)
         bus.subscribe(events.LeadUpdated, self.lead_updated)
         bus.subscribe(events.AccessRevoked, self.access_revoked)
+        bus.subscribe(events.UserRenamed, self.user_renamed)
 
     def message_created(self, event: events.MessageCreated) -> None:
         conversation_id = event.message.conversation_id
@@ -119,3 +120,6 @@ class Fanout:
 
     def access_revoked(self, event: events.AccessRevoked) -> None:
         self._sockets.revoke(event.user_id)
+
+    def user_renamed(self, event: events.UserRenamed) -> None:
+        self._sockets.rename(event.user_id, event.name)

@@ -238,6 +238,12 @@ class Sockets(Connections[Socket]):
             lambda: self.directory.authenticate(token), lambda found: found.caller.id
         )
 
+    def rename(self, user_id: UUID, name: str | None) -> None:
+        """What is said of the user from now on has the new name."""
+        for socket in self.of_owner(user_id):
+            if socket.caller is not None:
+                socket.caller = structs.replace(socket.caller, name=name)
+
     def callers(self) -> list[Caller]:
         """Who is online, each user once."""
         newest = (sockets[-1].caller for sockets in self._by_owner.values())

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from messaging_server.database import Database
 from messaging_server.errors import Conflict, Forbidden, NotFound, Unauthenticated, ValidationFailed
-from messaging_server.events import AccessRevoked, Bus
+from messaging_server.events import AccessRevoked, Bus, UserRenamed
 from messaging_server.models import Caller, Model, Request, Role, Timestamp, User, UserIdentity
 from messaging_server.models import timestamp as to_timestamp
 from messaging_server.remembered import Remembered
@@ -75,8 +75,8 @@ def check_email(email: str) -> str:
 class UserTokens:
     """Says who a token belongs to, remembering the answer for a few seconds.
 
-    A revocation in this process counts at once; one in another process after `CACHE_SECONDS`
-    at the latest.
+    A revocation or a new name in this process counts at once; one in another process after
+    `CACHE_SECONDS` at the latest.
     """
 
     CACHE_SECONDS = 5.0
@@ -86,6 +86,7 @@ class UserTokens:
         self._tokens = tokens
         self._known: Remembered[str, Authenticated] = Remembered(seconds=self.CACHE_SECONDS)
         bus.subscribe(AccessRevoked, self._forget)
+        bus.subscribe(UserRenamed, self._forget)
 
     async def authenticate(self, token: str) -> Authenticated:
         """Raises `Unauthenticated` for a bad, expired or revoked token."""
@@ -103,7 +104,7 @@ class UserTokens:
         caller = Caller(id=user.id, email=user.email, name=user.name, role=user.role)
         return Authenticated(caller, claims.expires_at)
 
-    def _forget(self, event: AccessRevoked) -> None:
+    def _forget(self, event: AccessRevoked | UserRenamed) -> None:
         self._known.forget(lambda known: known.caller.id == event.user_id)
 
 
@@ -229,6 +230,8 @@ async def update_user(database: Database, user_id: UUID, changes: UserChanges) -
         if changes.name is not UNSET:
             columns["name"] = changes.name
         updated = await queries.update_user(database, user_id, columns, revoke=revoke)
+        if updated.name != user.name:
+            database.publish(UserRenamed(user_id=user_id, name=updated.name))
         if revoke:
             database.publish(AccessRevoked(user_id=user_id))
     return updated
