@@ -24,8 +24,9 @@ from messaging_server.config import Config
 from messaging_server.database import Database
 from messaging_server.errors import DataDirectoryInUse, StartupError
 from messaging_server.events import Bus
+from messaging_server.http import validation_failed
 from messaging_server.migrations import migrate
-from messaging_server.models import Role, User
+from messaging_server.models import User
 from messaging_server.postgres import EmbeddedPostgres
 from messaging_server.security import Passwords
 from messaging_server.serving import data_dir, running_database
@@ -42,9 +43,11 @@ def create_user_now(
     async def create(database: Database) -> User:
         passwords = Passwords(rounds=config.auth.bcrypt_rounds)
         try:
-            registration = users.Registration(
-                email=email, password=password, name=name, role=Role(role) if role else None
-            )
+            fields = {"email": email, "password": password, "name": name, "role": role}
+            try:
+                registration = msgspec.convert(fields, users.Registration)
+            except msgspec.ValidationError as error:
+                raise validation_failed(error) from None
             return await users.create_user(database, passwords, registration)
         finally:
             passwords.close()

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct, field, structs
 
 from messaging_server.errors import StartupError
+from messaging_server.origin import canonical_origin
 
 ENVIRONMENT_PREFIX = "MESSAGING_"
 MASK = "********"
@@ -217,7 +218,9 @@ def load_config(
         values.setdefault(section, {}).update(keys)
         origins.update({f"{section}.{key}": "the command line" for key in keys})
     config = _convert(values, source=str(path) if path else "the environment", origins=origins)
-    config = structs.replace(config, ai=_with_key(config.ai))
+    config = structs.replace(
+        config, ai=_with_key(config.ai), server=_with_canonical_origins(config.server)
+    )
     _check(config)
     return config
 
@@ -231,9 +234,14 @@ def _with_key(ai: AiConfig) -> AiConfig:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise StartupError(f"ai.api_key_file: {ai.api_key_file}: {reason}") from None
-    if not key.isascii() or not key.isprintable() or not key:
+    if not _is_key(key):
         raise StartupError(f"ai.api_key_file: {ai.api_key_file}: holds no key")
     return structs.replace(ai, api_key=key)
+
+
+def _is_key(text: str) -> bool:
+    """Whether it can stand in a header."""
+    return text.isascii() and text.isprintable() and text.split() == [text]
 
 
 def _read_file(path: Path) -> dict[str, dict[str, Any]]:
@@ -266,6 +274,8 @@ def _environment(environ: Mapping[str, str], provider: str) -> Iterator[tuple[st
     for variable, text in sorted(environ.items()):
         if variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
             section, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__", 1)
+            if any("\ud800" <= each <= "\udfff" for each in text):  # what was no UTF-8
+                raise StartupError(f"{variable}: is not valid UTF-8")
             yield variable, section, key, _parse(text, section, key)
 
 
@@ -300,7 +310,7 @@ def _refuse_unknown_keys(
     values: Mapping[str, Any], source: str, origins: Mapping[str, str]
 ) -> None:
     for section, keys in values.items():
-        default = getattr(Config(), section, None)
+        default = getattr(Config(), section) if section in Config.__struct_fields__ else None
         if default is None:
             where = next((origins[o] for o in origins if o.startswith(f"{section}.")), source)
             known = Config.__struct_fields__
@@ -336,14 +346,33 @@ def _check(config: Config) -> None:
         )
     if config.server.public_url and not _SITE.fullmatch(config.server.public_url):
         raise StartupError("server.public_url must be like https://host[:port][/path]")
-    for origin in config.server.allowed_origins:
-        parts = urlsplit(origin)
-        if origin != "*" and (parts.scheme not in ("http", "https") or origin.count("/") != 2):
-            raise StartupError(
-                f"server.allowed_origins: {origin!r} is not like https://host[:port]"
-            )
+    _check_database_url(config.database.url)
     _check_networks("server.behind_proxy", config.server.behind_proxy)
     _check_networks("webhooks.allowed_networks", config.webhooks.allowed_networks)
+
+
+def _with_canonical_origins(server: ServerConfig) -> ServerConfig:
+    origins = []
+    for text in server.allowed_origins:
+        origin = text if text == "*" else canonical_origin(text)
+        if origin is None:
+            raise StartupError(f"server.allowed_origins: {text!r} is not like https://host[:port]")
+        origins.append(origin)
+    return structs.replace(server, allowed_origins=tuple(origins))
+
+
+def _check_database_url(url: str) -> None:
+    """Nothing of it is quoted: what can't be read may hold a part of the password."""
+    try:
+        parts = urlsplit(url)
+        valid = not url or (parts.scheme in ("postgres", "postgresql") and parts.port != 0)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise StartupError(
+            "database.url must be like postgresql://user:password@host:port/name, in the password "
+            "# / ? @ written %23 %2F %3F %40"
+        )
 
 
 def _check_networks(key: str, networks: tuple[str, ...]) -> None:
@@ -374,6 +403,10 @@ def _check_storage(storage: StorageConfig) -> None:
 def _check_ai(ai: AiConfig) -> None:
     if not ai.model:
         raise StartupError(f'ai.model must name a model when ai.provider is "{ai.provider}"')
+    if ai.api_key and not _is_key(ai.api_key):
+        raise StartupError("ai.api_key must be ASCII without spaces and line breaks")
+    if ai.base_url and not re.match(r"https?://[^/?#\s]+", ai.base_url):
+        raise StartupError("ai.base_url must be like https://host[:port][/path]")
     if not (ai.api_key or ai.base_url):
         raise StartupError(
             f"{ai.provider.upper()}_API_KEY (or ai.api_key, or ai.api_key_file), or ai.base_url of "
@@ -394,6 +427,7 @@ def masked(config: Config) -> dict[str, dict[str, Any]]:
             shown[section][key] = MASK
     shown["database"]["url"] = mask_password(config.database.url)
     shown["ai"]["base_url"] = mask_credentials(config.ai.base_url)
+    shown["storage"]["endpoint"] = mask_credentials(config.storage.endpoint)
     return shown
 
 

@@ -19,7 +19,7 @@ from loguru import logger
 from prometheus_client import Counter, Histogram
 
 from messaging_server import errors, metrics
-from messaging_server.errors import DomainError, FieldError, ValidationFailed
+from messaging_server.errors import DomainError, FieldError, Unavailable, ValidationFailed
 from messaging_server.http import (
     BODY_TOO_LARGE,
     CLIENT_GONE,
@@ -32,6 +32,7 @@ from messaging_server.http import (
 )
 from messaging_server.logs import logged_request_id
 
+SHUTTING_DOWN = "The server is shutting down"
 LINGER_SECONDS = 2
 LINGER_BYTES = 8_388_608
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -80,7 +81,7 @@ async def _discard(receive: Receive, size_bytes: int) -> None:
         size_bytes -= len(message["body"])
 
 
-def failure_response(error: DomainError) -> Any:
+def failure_body(error: DomainError) -> bytes:
     body = ErrorBody(
         code=error.code,
         message=error.message,
@@ -88,6 +89,22 @@ def failure_response(error: DomainError) -> Any:
         request_id=logged_request_id.get(),
         missed=getattr(error, "missed", None),
     )
+    return msgspec.json.encode(Failure(error=body))
+
+
+async def send_failure(error: DomainError, send: Send) -> None:
+    """The last answer of a connection, where Litestar can't give it any more."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"connection", b"close"),
+        (b"retry-after", str(max(1, round(error.retry_after_seconds or 1))).encode()),
+    ]
+    start: Any = {"type": "http.response.start", "status": error.status, "headers": headers}
+    await send(start)
+    await send({"type": "http.response.body", "body": failure_body(error), "more_body": False})
+
+
+def failure_response(error: DomainError) -> Any:
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
@@ -99,7 +116,7 @@ def failure_response(error: DomainError) -> Any:
     if isinstance(error, errors.TooLarge | errors.BodyRefused):
         kind, headers["Connection"] = LastResponse, "close"
     return kind(
-        msgspec.json.encode(Failure(error=body)),
+        failure_body(error),
         status_code=error.status,
         media_type=MediaType.JSON,
         headers=headers,
@@ -229,6 +246,10 @@ class Edge:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # not done by the end of the shutdown
+            if status:
+                raise
+            await send_failure(Unavailable(SHUTTING_DOWN, retry_after_seconds=1), send_with_headers)
         finally:
             seconds = time.perf_counter() - started
             route = str(scope.get("path_template") or "unknown")

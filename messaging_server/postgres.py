@@ -314,13 +314,18 @@ class EmbeddedPostgres:
         return (complaints or lines or [f"it ended with status {process.returncode}"])[-1]
 
 
+def make_data_dir(base: Path) -> None:
+    """A new one is private, but for root's account of Postgres, who must pass through."""
+    base.mkdir(parents=True, exist_ok=True)
+    if not any(base.iterdir()):
+        base.chmod(0o711 if is_root() else 0o700)
+
+
 def _lock_directory(base: Path) -> int:
     """The open lock; the kernel lets go of it when this process ends, however it ends."""
     if base.exists() and not base.is_dir():
         raise StartupError(f"The data directory {base} is not a directory.")
-    base.mkdir(parents=True, exist_ok=True)
-    if not any(base.iterdir()):  # new, so ours
-        base.chmod(0o711 if is_root() else 0o700)
+    make_data_dir(base)
     lock = os.open(base / "server.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,8 +66,9 @@ def make_private(directory: Path, account: Account) -> None:
 def check_access(home: Path, account: Account) -> None:
     if obstacle := first_obstacle(home, account):
         raise StartupError(
-            f"Postgres runs as {account.name}, who may not enter {obstacle}: choose a data "
-            "directory elsewhere, or start as an ordinary user."
+            f"Postgres runs as {account.name}, who may not enter {obstacle}: allow it "
+            f"(chmod o+x {obstacle}), choose a data directory elsewhere, or start as an ordinary "
+            "user."
         )
 
 

@@ -23,7 +23,7 @@ from messaging_server.config import Config
 from messaging_server.errors import StartupError
 from messaging_server.http_protocol import HttpProtocol
 from messaging_server.migrations import migrate
-from messaging_server.postgres import EmbeddedPostgres, default_data_dir
+from messaging_server.postgres import EmbeddedPostgres, default_data_dir, make_data_dir
 from messaging_server.realtime.wire import WireProtocol
 from messaging_server.security import load_or_make_secret
 
@@ -39,7 +39,10 @@ ALLOCATIONS_A_COLLECTION = 20_000
 def data_dir(config: Config) -> Path:
     """Where the database and the signing key live."""
     if config.server.data_dir:
-        return Path(config.server.data_dir).expanduser().resolve()
+        try:
+            return Path(config.server.data_dir).expanduser().resolve()
+        except RuntimeError as error:  # ~ of nobody
+            raise StartupError(f"server.data_dir: {config.server.data_dir}: {error}") from None
     return default_data_dir()
 
 
@@ -117,7 +120,7 @@ def with_secret(config: Config) -> Config:
         return config
     directory = data_dir(config)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_data_dir(directory)
     except OSError as error:
         raise StartupError(f"{directory}: can't be made ({error.strerror})") from None
     secret = load_or_make_secret(directory / SECRET_FILE)

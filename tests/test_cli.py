@@ -150,6 +150,9 @@ def test_migrate_and_create_user(
             call("create-user", "x@example.com", "--password", "short"), "password", "8"
         )
         assert_one_line(call("create-user", "nobody"), "email")
+        assert_one_line(call("create-user", f"{'x' * 250}@example.com"), "email", "254")
+        assert_one_line(call("create-user", "x@example.com", "--name", ""), "name", ">= 1")
+        assert_one_line(call("create-user", "x@example.com", "--name", "x" * 201), "name", "200")
         with live_server(dsn) as server, Api(server.url) as nobody:
             nobody.log_in("eva@example.com", "another horse").get("/users", expect=200)
             assert nobody.log_in("luis@example.com").get("/auth/me")["name"] == "Luis"

@@ -122,6 +122,9 @@ def test_a_file_without_a_key(tmp_path: Path, content: bytes | None) -> None:
         ({"provider": "anthropic", "api_key": "x"}, "ai.model must name"),
         ({"provider": "anthropic", "model": "m"}, "ANTHROPIC_API_KEY"),
         ({"provider": "openai", "model": "m"}, "OPENAI_API_KEY"),
+        ({"provider": "openai", "model": "m", "api_key": "k\n"}, "ai.api_key must be ASCII"),
+        ({"provider": "openai", "model": "m", "api_key": "ké"}, "ai.api_key must be ASCII"),
+        ({"provider": "openai", "model": "m", "base_url": "localhost:1"}, "ai.base_url must be"),
         (
             {"provider": "openai", "model": "m", "api_key": "x", "daily_budget_dollars": 1},
             "ai.prices must have an entry for m",
@@ -171,6 +174,8 @@ def test_the_usual_variables_of_buckets() -> None:
         ("SERVER__ALLOWED_ORIGINS", "https://a.example, https://b.example,",
          ("https://a.example", "https://b.example")),
         ("SERVER__ALLOWED_ORIGINS", '["https://a.example"]', ("https://a.example",)),
+        ("SERVER__ALLOWED_ORIGINS", "https://App.Example:443,http://b.example:80,*",
+         ("https://app.example", "http://b.example", "*")),
         ("SERVER__ALLOWED_ORIGINS", "", ()),
         ("SERVER__BEHIND_PROXY", "10.0.0.0/8,::1", ("10.0.0.0/8", "::1")),
         ("ANALYSIS__QUIET_SECONDS", "0.5", 0.5),
@@ -204,6 +209,7 @@ def test_other_variables_are_not_ours() -> None:
         ("server", "allowed_origins", "https://a.example"),
         ("server", "allowed_origins", ["https://a.example/"]),
         ("server", "allowed_origins", ["ftp://a.example"]),
+        ("server", "allowed_origins", ["https://a.example?x"]),
         ("server", "behind_proxy", ["300.0.0.1"]),
         ("server", "public_url", "inbox.example.com"),
         ("server", "public_url", "ftp://inbox.example.com"),
@@ -215,6 +221,9 @@ def test_other_variables_are_not_ours() -> None:
         ("storage", "url", "https://example.com"),
         ("storage", "max_bytes", 0),
         ("database", "pool_size", 1),
+        ("database", "url", "mysql://u@h/d"),
+        ("database", "url", "postgresql://u:pa#ss@h/d"),
+        ("database", "url", "localhost/d"),
         ("auth", "bcrypt_rounds", 3),
         ("auth", "token_hours", 0),
         ("auth", "secret", "x" * 31),
@@ -242,12 +251,31 @@ def test_impossible_values(section: str, key: str, value: Any) -> None:
     assert "\n" not in message
 
 
+def test_a_password_that_can_not_be_read_is_not_quoted() -> None:
+    with pytest.raises(StartupError) as raised:
+        load_config(None, {"DATABASE_URL": "postgresql://u:secret#word@h/d"}, {})
+    assert "secret" not in str(raised.value)
+    assert "%23" in str(raised.value)
+
+
+def test_what_is_no_utf_8_names_the_variable() -> None:
+    with pytest.raises(StartupError, match="MESSAGING_AUTH__SECRET: is not valid UTF-8"):
+        load_config(None, {"MESSAGING_AUTH__SECRET": "x" * 32 + "\udcff"}, {})
+
+
+def test_no_attribute_is_a_section() -> None:
+    with pytest.raises(StartupError, match="unknown section __doc__"):
+        load_config(None, {}, {"__doc__": {"x": 1}})
+
+
 def test_masking() -> None:
     secrets = {
         "auth": {"secret": "s" * 40},
         "ai": {"api_key": "sk-123"},
         "storage": {"secret_access_key": "aws-123"},
-        "database": {"url": "postgresql://user:p@ss:w/rd@host:5432/db?password=x&sslmode=require"},
+        "database": {
+            "url": "postgresql://user:p@ss:w%2Frd@host:5432/db?password=x&sslmode=require"
+        },
     }
     shown = masked(load_config(None, {}, secrets))
     assert shown["database"]["url"] == (
@@ -257,6 +285,9 @@ def test_masking() -> None:
         section, key = name.split(".")
         assert shown[section][key] == MASK
     assert masked(Config())["auth"]["secret"] == ""
+    assert (
+        mask_password("postgresql://user:p@ss:w/rd@host/db") == f"postgresql://user:{MASK}@host/db"
+    )
 
 
 @pytest.mark.parametrize(

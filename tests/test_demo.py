@@ -89,6 +89,7 @@ def test_documented_line_can_be_played(tmp_path: Path) -> None:
         ("[" * 5_000, "Expected `object`, got `array`"),
         ({**GOOD, "id": ""}, "id: Expected `str` of length >= 1"),
         ({**GOOD, "id": "first"}, "id: 'first' has come before"),
+        ({**GOOD, "id": "a\0b"}, "id: has a NUL character"),
         ({**GOOD, "extra": 1}, "unknown field `extra`"),
         ({"id": "a", "company": "C"}, "missing required field `messages`"),
         ({**GOOD, "messages": []}, "messages: Expected `array` of length >= 1"),

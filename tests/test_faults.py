@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -257,6 +258,31 @@ def test_sigterm_under_load(postgres: EmbeddedPostgres) -> None:
         server.assert_no_defects()
         server.start()
         load.check()
+
+
+def test_what_is_not_done_in_time_is_told_so(postgres: EmbeddedPostgres) -> None:
+    """A body that stops: the server does not wait for its end, and the client may try again."""
+    with (
+        fresh_database(postgres) as dsn,
+        live_server(dsn, MESSAGING_SERVER__SHUTDOWN_SECONDS="1") as server,
+        Api.first_admin(server.url) as admin,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection,
+    ):
+        head = (
+            f"POST /api/v1/leads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {admin.token}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+        )
+        connection.sendall(head.encode() + b'{"name":')
+        admin.get("/auth/me")  # the server has seen it
+        assert server.stop() == 0
+        answer = b""
+        while piece := connection.recv(65_536):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b'"code":"unavailable"' in answer
+        assert b"\r\nretry-after: 1\r\n" in answer
+        assert b"\r\nx-request-id: " in answer
+        assert "Traceback" not in server.log()
 
 
 def test_sigterm_with_an_embedded_postgres(embedded: LiveServer, data_dir: Path) -> None:

@@ -468,7 +468,9 @@ def test_root_needs_a_directory_that_others_may_enter(make: Make, data_dir: Path
     closed = data_dir / "closed"
     closed.mkdir(parents=True)
     closed.chmod(0o700)
-    with pytest.raises(StartupError, match=rf"may not enter {closed}: choose"):
+    with pytest.raises(
+        StartupError, match=rf"may not enter {closed}: allow it \(chmod o\+x {closed}\)"
+    ):
         make(closed / "below").start()
     assert closed.stat().st_mode & 0o777 == 0o700
     (empty := data_dir / "empty").mkdir(mode=0o700)

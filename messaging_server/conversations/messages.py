@@ -230,32 +230,35 @@ def is_same(first: Message | PublicMessage, draft: Draft) -> bool:
     )
 
 
-def check_content(content: MessageContent, attachment_ids: Sequence[UUID] | None = None) -> None:
+def check_content(
+    content: MessageContent, attachment_ids: Sequence[UUID] | None = None, *, within: str = ""
+) -> None:
+    """`within` stands before the names of fields in errors."""
     if attachment_ids is not None and len(set(attachment_ids)) != len(attachment_ids):
         raise ValidationFailed.of("attachmentIds", "must not name an attachment twice")
     if content.content_type is ContentType.TEXT:
         if not (content.content_text or "").strip():
-            raise ValidationFailed.of("contentText", "is required for a TEXT message")
+            raise ValidationFailed.of(f"{within}contentText", "is required for a TEXT message")
         if content.media_url is not None:
-            raise ValidationFailed.of("mediaUrl", "does not go with a TEXT message")
+            raise ValidationFailed.of(f"{within}mediaUrl", "does not go with a TEXT message")
         return
     if content.media_url is not None:
-        check_media_url(content.media_url)
+        check_media_url(content.media_url, within=within)
     elif attachment_ids is None:
         raise ValidationFailed.of(
-            "mediaUrl",
+            f"{within}mediaUrl",
             f"is required for a message of type {content.content_type} without attachmentIds",
         )
 
 
-def check_media_url(url: str) -> None:
+def check_media_url(url: str, *, within: str = "") -> None:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
     except ValueError:
         valid = False
     if not valid or " " in url:
-        raise ValidationFailed.of("mediaUrl", "must be an http or https address")
+        raise ValidationFailed.of(f"{within}mediaUrl", "must be an http or https address")
 
 
 def preview_of(content: MessageContent) -> str:

@@ -69,6 +69,8 @@ def _read_script(line: bytes, *, where: str) -> Script:
         raise StartupError(f"{where}: {f'{field}: ' if field else ''}{rule}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StartupError(f"{where}: not valid JSON: {error}") from None
+    if "\0" in script.id:
+        raise StartupError(f"{where}: id: has a NUL character")
     _check_messages(script.messages, where=where)
     return script
 

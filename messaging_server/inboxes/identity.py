@@ -50,6 +50,8 @@ def read_identity(token: str, secrets: Iterable[str]) -> Identity:
         raise ValidationFailed.of(
             "identityToken", f"has claims that are not valid: {error}"
         ) from None
+    if any("\0" in text for text in (identity.sub, identity.name, identity.phone) if text):
+        raise ValidationFailed.of("identityToken", "has a claim with a NUL character")
     now = time.time()
     if identity.exp <= now:
         raise Unauthenticated("The identity token has expired")

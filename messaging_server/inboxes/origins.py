@@ -8,13 +8,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from messaging_server.database import Database
 from messaging_server.errors import Forbidden, Unavailable, ValidationFailed
 from messaging_server.http import Headers, origin_allowed
 from messaging_server.inboxes import queries
+from messaging_server.origin import canonical_origin
 
 PUBLIC_PREFIX = "/api/public/v1"
 ANYWHERE = "*"
@@ -25,31 +25,18 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 _INBOX_PATH = re.compile(rf"{PUBLIC_PREFIX}/inboxes/([0-9a-fA-F-]{{36}})(/sessions)?/?")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def checked_origin(text: str) -> str:
-    """`text` as browsers write an origin (RFC 6454); raises `ValidationFailed`."""
+    """`text` as browsers write an origin; raises `ValidationFailed`."""
     if text == ANYWHERE:
         return text
-    try:
-        parts = urlsplit(text.lower())
-        port = parts.port
-    except ValueError:
-        raise _bad_origin(text) from None
-    host = parts.netloc.removesuffix(f":{port}")
-    valid = parts.scheme in _DEFAULT_PORTS and _HOST.fullmatch(host) and port != 0
-    shown_port = "" if port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{port}"
-    if not valid or text.lower() != f"{parts.scheme}://{parts.netloc}":
-        raise _bad_origin(text)
-    return f"{parts.scheme}://{host}{shown_port}"
-
-
-def _bad_origin(text: str) -> ValidationFailed:
-    return ValidationFailed.of(
-        "allowedOrigins", f'{text[:100]!r} is not like https://host[:port], nor "*"'
-    )
+    origin = canonical_origin(text)
+    if origin is None:
+        raise ValidationFailed.of(
+            "allowedOrigins", f'{text[:100]!r} is not like https://host[:port], nor "*"'
+        )
+    return origin
 
 
 class Origins:

@@ -129,7 +129,7 @@ async def receive(
     database: Database, appender: Appender, inbox_id: UUID, inbound: Inbound
 ) -> Received:
     """Find or create lead and conversation, and append the lead's message: all or nothing."""
-    check_content(inbound.message)
+    check_content(inbound.message, within="message.")
     before = await _received_before(database, inbox_id, inbound.external_id)
     if before is not None:
         return before

@@ -47,6 +47,8 @@ from messaging_server.realtime.protocol import (
 )
 from messaging_server.realtime.wire import ABNORMAL, NO_STATUS, Wire
 
+NOT_CHECKED = "The token could not be checked: the database is unavailable"
+
 MAX_WAITING_COMMANDS = 256
 CLOSE_LABELS = frozenset({*Close, 1000, 1001, NO_STATUS, ABNORMAL})
 
@@ -247,6 +249,12 @@ class Connection(ABC):
                 self._refuse(command, InternalError("Internal server error"))
             self._commands.popleft()
         self._commands = None
+
+    def stranger(self) -> DomainError:
+        """What a command gets that needs a known sender, and may follow `auth` at once."""
+        if self._timeout_code is Close.UNAVAILABLE:
+            return Unavailable(NOT_CHECKED, retry_after_seconds=1)
+        return Unauthenticated("The first frame must be auth")
 
     def _refuse(self, command: Command, error: DomainError) -> None:
         """Answer with an error; a stranger who is not let in is sent away."""

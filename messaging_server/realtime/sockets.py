@@ -8,7 +8,7 @@ from msgspec import structs
 from messaging_server import metrics
 from messaging_server.config import RealtimeConfig
 from messaging_server.conversations.service import Opened
-from messaging_server.errors import Conflict, NotFound, Unauthenticated
+from messaging_server.errors import Conflict, NotFound
 from messaging_server.models import Caller, Message, UserIdentity
 from messaging_server.realtime.connections import Connection, Connections
 from messaging_server.realtime.presence import Presence
@@ -168,7 +168,7 @@ class Socket(Connection):
 
     def _known_caller(self) -> Caller:
         if self.caller is None:
-            raise Unauthenticated("The first frame must be auth")
+            raise self.stranger()
         return self.caller
 
     def _leave_all(self) -> None:

@@ -15,7 +15,7 @@ from msgspec import structs
 from messaging_server import metrics
 from messaging_server.config import RealtimeConfig
 from messaging_server.conversations.visitors import VisitorOpened
-from messaging_server.errors import NotFound, Unauthenticated
+from messaging_server.errors import NotFound
 from messaging_server.http import Headers, network_of
 from messaging_server.models import PublicMessage, Visitor
 from messaging_server.realtime.connections import Connection, Connections
@@ -313,7 +313,7 @@ class VisitorSocket(Connection):
 
     def _known_visitor(self) -> Visitor:
         if self.visitor is None:
-            raise Unauthenticated("The first frame must be auth")
+            raise self.stranger()
         return self.visitor
 
     def _leave_all(self) -> None:

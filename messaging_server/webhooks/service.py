@@ -259,9 +259,13 @@ async def replay(
     database: Database, webhooks: Webhooks, webhook_id: UUID, request: ReplayRequest
 ) -> Replayed:
     """Everything since then once more, in order, with the same ids and bytes."""
+    try:
+        since = request.since.astimezone(UTC)
+    except OverflowError:
+        raise ValidationFailed.of("since", "is out of range") from None
     async with database.transaction():
         if not await queries.lock_webhook(database, webhook_id):
             raise NotFound(NO_SUCH_WEBHOOK)
-        count = await queries.renew_deliveries_since(database, webhook_id, request.since)
+        count = await queries.renew_deliveries_since(database, webhook_id, since)
     webhooks.wake()
     return Replayed(count=count)

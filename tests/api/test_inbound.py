@@ -56,7 +56,8 @@ def test_a_repeated_id_answers_the_first_result_whatever_comes_with_it(key: Api)
 def test_a_failed_call_leaves_nothing(api: Api, key: Api) -> None:
     name = unique("Nobody")
     body = inbound(lead={"name": name}, message={"contentType": "IMAGE"})
-    key.post("/inbound", body, expect=400)
+    error = key.post("/inbound", body, expect=400)
+    assert error["details"][0]["field"] == "message.mediaUrl"
     assert api.get("/leads", search=name)["items"] == []
     key.post("/inbound", {**body, "message": {"contentText": "now it is right"}}, expect=201)
 

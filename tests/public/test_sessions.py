@@ -232,7 +232,8 @@ def test_claims_of_the_wrong_form(site: Site, case: str) -> None:
     claims = {"sub": subject(), "exp": int(time.time()) + HOUR, **MALFORMED_CLAIMS[case]}
     present = {key: value for key, value in claims.items() if value is not None}
     token = signed(site.secret, present)
-    site.open(identityToken=token, expect=400)
+    error = site.open(identityToken=token, expect=400)
+    assert [detail["field"] for detail in error["details"]] == ["identityToken"]
 
 
 def forged_tokens(api: Api, site: Site) -> dict[str, str]:

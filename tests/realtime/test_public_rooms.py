@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -421,6 +422,28 @@ def test_a_lost_visitor_is_sent_away_also_while_it_says_who_it_is() -> None:
         await settle()
         assert client.tape.code == 4403
         assert checks == 2
+
+    run(scenario)
+
+
+def test_commands_behind_an_auth_that_could_not_be_checked() -> None:
+    """They are told so too; the socket ends as when the database is away, not as a bad token."""
+
+    async def scenario(stage: Stage) -> None:
+        async def away(*_: Any) -> None:
+            raise Unavailable("away")
+
+        stage.realtime.sockets.directory.authenticate = away  # type: ignore[method-assign, assignment]
+        stage.realtime.visitors.directory.authenticate_visitor = away  # type: ignore[method-assign, assignment]
+        for client in (stage.agent(), stage.visitor(ME)):
+            joined = client.say("conversation:join", "01900000-0000-7000-8000-00000000dead")
+            await settle()
+            reply = client.reply(joined)
+            assert reply is not None
+            assert reply["error"]["code"] == "unavailable"
+            assert client.tape.code is None
+            client.socket.tick(time.monotonic() + 60)
+            assert client.tape.code == 4001
 
     run(scenario)
 

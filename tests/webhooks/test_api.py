@@ -198,6 +198,8 @@ def test_replay(api: Api, hooks: Hooks, receiver: Receiver) -> None:
     assert [each.text for each in first[:3]] == [each["contentText"] for each in before]
     assert api.post(path, {"since": "2999-01-01T00:00:00Z"}) == {"count": 0}
     api.post(path, {"since": "2026-01-01T00:00:00"}, expect=400)
+    for far in ("9999-12-31T23:59:59.999999-23:59", "0001-01-01T00:00:00+23:59"):
+        assert api.post(path, {"since": far}, expect=400)["details"][0]["field"] == "since"
 
 
 def test_410_is_shown_to_admins(api: Api, hooks: Hooks, receiver: Receiver) -> None:
