@@ -144,7 +144,7 @@ class Attachments(Table, tablename="attachments"):
     position = SmallInt(default=0)
     uploaded_by = ForeignKey(Users)
     lead_id = ForeignKey(Leads)
-    inbox_id = ForeignKey(Inboxes)
+    inbox_id = UUID(null=True, default=None)
     file_name = Text()
     content_type = Text()
     size_bytes = BigInt()
