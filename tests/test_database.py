@@ -1,9 +1,9 @@
 """The pool and the unit of work: facts after the commit, nothing leaked, faults by their names."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -15,6 +15,11 @@ from messaging_server.errors import StartupError, Unavailable, ValidationFailed
 from messaging_server.events import Bus, Event
 from messaging_server.leases import is_open
 from messaging_server.models import timestamp
+from tests.analysis.waiting import until
+from tests.conversations.conftest import DEADLINE_SECONDS, outsider
+from tests.test_lock_order import held_up
+
+T = TypeVar("T")
 
 POOL_SIZE = 3
 
@@ -230,6 +235,52 @@ def test_a_full_pool_is_unavailable(run: Run, monkeypatch: pytest.MonkeyPatch) -
         for connection in held:
             await leases.give_back(connection)
         await bench.insert(1)
+
+    run(work)
+
+
+LOCKS = """
+select nextval('attempts'), pg_advisory_xact_lock(1), pg_advisory_xact_lock(2),
+    pg_advisory_xact_lock(3)
+"""
+
+
+async def deadlocked(bench: Bench, call: Coroutine[Any, Any, T]) -> T:
+    """What `call` gives, whose `LOCKS` Postgres ends, as it and somebody else wait for each other.
+
+    A lock in between leads it there: Postgres looks for a deadlock only once in each wait.
+    """
+    take = "select pg_advisory_xact_lock($1)"
+    await bench.database.execute("create sequence attempts")
+    async with outsider(bench.database.dsn, "set local deadlock_timeout = '600s'") as other:
+        await other.execute(take, 3)
+        async with outsider(bench.database.dsn, take, 2) as between:
+            task = await held_up(between, call)
+            others = asyncio.create_task(other.execute(take, 1))
+            blocked = "select pg_blocking_pids($1) <> '{}'"
+            await until(lambda: between.fetchval(blocked, other.get_server_pid()))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await others
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await task
+
+
+def test_what_was_ended_for_a_deadlock_is_tried_again(run: Run) -> None:
+    async def work(bench: Bench) -> None:
+        assert await deadlocked(bench, bench.database.fetch_value(LOCKS)) == 2
+
+    run(work)
+
+
+def test_a_transaction_that_was_ended_for_a_deadlock_is_not(run: Run) -> None:
+    async def work(bench: Bench) -> None:
+        async def take_locks() -> None:
+            async with bench.database.transaction():
+                await bench.database.fetch_value(LOCKS)
+
+        with pytest.raises(Unavailable):
+            await deadlocked(bench, take_locks())
+        assert await bench.database.fetch_value("select last_value from attempts") == 1
 
     run(work)
 

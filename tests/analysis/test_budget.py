@@ -48,6 +48,16 @@ async def test_fifty_at_once_reserve_exactly_what_fits(
     await assert_balanced(database)
 
 
+async def test_thousands_of_dollars(database: Database, inbox: Inbox) -> None:
+    """Over 2,147 dollars, micro-dollars need more than 32 bits."""
+    budget = Budget(daily=5_000_000_000, monthly=90_000_000_000)
+    entries = [await entry_of(inbox, reserved) for reserved in (1_000, 3_000_000_000)]
+    ids = [await insert_entry(database, entry, budget) for entry in (*entries, entries[-1])]
+    assert [each is not None for each in ids] == [True, True, False]
+    assert await spent_today(database) == 3_000_001_000
+    await assert_balanced(database)
+
+
 async def test_earlier_days_of_the_month_count_and_other_months_do_not(
     database: Database, inbox: Inbox
 ) -> None:

@@ -1,8 +1,11 @@
 """Suggested replies on a running server, with a model that writes piece by piece."""
 
+import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -12,8 +15,11 @@ import pytest
 from messaging_server.analysis.suggestions import REPLY_CHARACTERS
 from messaging_server.postgres import EmbeddedPostgres
 from tests.analysis.streaming_llm import Script, StreamingLLM
+from tests.analysis.waiting import until
 from tests.client import Api, LiveServer, wait_until
 from tests.conftest import fresh_database, live_server
+from tests.conversations.conftest import DEADLINE_SECONDS, outsider
+from tests.test_lock_order import held_up, until_waited_for
 
 Events = list[tuple[str, dict[str, Any]]]
 PRICES = '[{"model":"scripted-1","input":2,"output":10,"cached":1}]'
@@ -33,20 +39,29 @@ def as_usual(llm: StreamingLLM) -> None:
 
 
 @pytest.fixture(scope="module", params=["openai", "anthropic"])
-def server(
-    request: pytest.FixtureRequest, postgres: EmbeddedPostgres, llm: StreamingLLM
-) -> Iterator[LiveServer]:
+def vendor(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def server_dsn(vendor: str, postgres: EmbeddedPostgres) -> Iterator[str]:
+    with fresh_database(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def server(vendor: str, server_dsn: str, llm: StreamingLLM) -> Iterator[LiveServer]:
     """One that asks the scripted model, of either vendor."""
-    base_url = f"{llm.url}/v1" if request.param == "openai" else llm.url
+    base_url = f"{llm.url}/v1" if vendor == "openai" else llm.url
     settings = {
-        "MESSAGING_AI__PROVIDER": request.param,
+        "MESSAGING_AI__PROVIDER": vendor,
         "MESSAGING_AI__MODEL": "scripted-1",
         "MESSAGING_AI__BASE_URL": base_url,
         "MESSAGING_AI__TIMEOUT_SECONDS": "1",
         "MESSAGING_AI__PRICES": PRICES,
         "MESSAGING_ANALYSIS__ENABLED": "false",
     }
-    with fresh_database(postgres) as dsn, live_server(dsn, **settings) as running:
+    with live_server(server_dsn, **settings) as running:
         yield running
         running.assert_no_defects()
 
@@ -157,6 +172,54 @@ def test_three_replies_at_once_are_enough(
             assert next(reading[-1])
         refused = agent.post(path, {}, expect=429)
     assert refused["code"] == "rate_limited"
+
+
+LOCK_SPENDING = "lock table analysis_spending in exclusive mode"
+ENDLESS = Script(pieces=["x"] * 9_000)
+
+
+@pytest.mark.anyio
+async def test_ten_replies_at_the_same_moment_are_too_many(
+    api: Api, llm: StreamingLLM, server_dsn: str
+) -> None:
+    """Three wait for the ledger until the others were refused, and then stay open."""
+    llm.script = ENDLESS
+    user = api.new_user()
+    path = f"/conversations/{api.new_conversation(user)['id']}/suggest-reply"
+    statuses: list[int] = []
+    seen = Event()
+
+    def ask() -> None:
+        with user.http.stream("POST", path, json={}) as response:
+            statuses.append(response.status_code)
+            assert seen.wait(DEADLINE_SECONDS)
+
+    with ThreadPoolExecutor(10) as threads:
+        try:
+            async with outsider(server_dsn, LOCK_SPENDING) as other:
+                asked = [threads.submit(ask) for _ in range(10)]
+                await until(lambda: len(statuses) == 7)
+                await until_waited_for(other, 3)
+                assert statuses == [429] * 7
+            await until(lambda: len(statuses) == 10)
+        finally:
+            seen.set()
+    for each in asked:
+        each.result()
+    assert statuses[7:] == [200] * 3
+    llm.script = Script()
+    wait_until(lambda: user.http.post(path, json={}).status_code == 200)
+
+
+@pytest.mark.anyio
+async def test_losing_sight_before_the_stream_begins(api: Api, server_dsn: str) -> None:
+    user = api.new_user()
+    conversation_id = api.new_conversation(user)["id"]
+    async with outsider(server_dsn, LOCK_SPENDING) as other:
+        events = await held_up(other, asyncio.to_thread(suggest, user, conversation_id))
+        api.post(f"/conversations/{conversation_id}/assign", {"agentId": None})
+    ((name, error),) = await events
+    assert (name, error["code"]) == ("error", "not_found")
 
 
 def test_nothing_is_sent(agent: Api, conversation_id: str) -> None:

@@ -1,5 +1,6 @@
 """Registration, passwords, roles: who becomes what, also when many try at the same moment."""
 
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -156,3 +157,28 @@ def test_the_user_may_log_in_many_times(server: LiveServer, agent: Api) -> None:
     assert len({login.token for login in logins}) == 3
     for login in (agent, *logins):
         login.get("/auth/me", expect=200)
+
+
+def test_a_new_name_counts_at_once(api: Api, agent: Api) -> None:
+    """Also for a socket that was open before."""
+    conversation_id = api.new_conversation(agent)["id"]
+
+    def shown(frame: dict[str, Any]) -> bool:
+        return {**person, "name": "Zoë"} in frame.get("data", {}).get("viewing", ())
+
+    person = {"userId": agent.user["id"], "email": agent.user["email"], "name": "Eva"}
+    with agent.socket() as own, api.socket() as other, api.socket() as newcomer:
+        for socket in (own, other):
+            assert socket.call("conversation:join", conversation_id)["ok"]
+        assert agent.send(conversation_id)["sender"]["name"] == "Eva"
+        assert own.call("typing:start", conversation_id)["ok"]
+        assert other.wait_event("typing:start")["data"] == person
+        assert own.call("typing:stop", conversation_id)["ok"]
+
+        api.patch(f"/users/{agent.user['id']}", {"name": "Zoë"}, expect=200)
+        assert agent.send(conversation_id)["sender"]["name"] == "Zoë"
+        assert own.call("typing:start", conversation_id)["ok"]
+        assert other.wait_event("typing:start")["data"] == {**person, "name": "Zoë"}
+        assert newcomer.call("conversation:join", conversation_id)["ok"]
+        newcomer.wait(shown)
+        other.wait(shown)
