@@ -18,8 +18,8 @@ import asyncpg
 import uvloop
 from measure import BenchServer, Connection, Yardstick
 
+from messaging_server.conversations.filters import ConversationCursor, Sort
 from messaging_server.conversations.queries import compact_counts
-from messaging_server.conversations.search import ConversationCursor, Sort
 from messaging_server.database import Database
 from messaging_server.events import Bus
 from messaging_server.http import encode_cursor

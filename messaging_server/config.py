@@ -228,7 +228,7 @@ def load_config(
 def _with_key(ai: AiConfig) -> AiConfig:
     """With the key out of `ai.api_key_file`, unless one is given elsewhere."""
     if ai.api_key or not ai.api_key_file:
-        return ai
+        return structs.replace(ai, api_key=ai.api_key.strip())
     try:
         key = Path(ai.api_key_file).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -328,6 +328,8 @@ def _suggest(word: str, known: tuple[str, ...]) -> str:
 
 
 _SITE = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-;=@-~]*)?")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d{0,5})?")
+_ENDPOINT = re.compile(r"(?i)https?://[^/?#\s]+([/?]\S*)?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]+(/[!-;=@-~]*)?")
 
 
@@ -365,10 +367,11 @@ def _check_database_url(url: str) -> None:
     """Nothing of it is quoted: what can't be read may hold a part of the password."""
     try:
         parts = urlsplit(url)
-        valid = not url or (parts.scheme in ("postgres", "postgresql") and parts.port != 0)
     except ValueError:
-        valid = False
-    if not valid:
+        parts = urlsplit("")
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    valid = parts.scheme in ("postgres", "postgresql") and all(map(_HOST.fullmatch, hosts))
+    if url and not valid:
         raise StartupError(
             "database.url must be like postgresql://user:password@host:port/name, in the password "
             "# / ? @ written %23 %2F %3F %40"
@@ -405,7 +408,7 @@ def _check_ai(ai: AiConfig) -> None:
         raise StartupError(f'ai.model must name a model when ai.provider is "{ai.provider}"')
     if ai.api_key and not _is_key(ai.api_key):
         raise StartupError("ai.api_key must be ASCII without spaces and line breaks")
-    if ai.base_url and not re.match(r"https?://[^/?#\s]+", ai.base_url):
+    if ai.base_url and not _ENDPOINT.fullmatch(ai.base_url):
         raise StartupError("ai.base_url must be like https://host[:port][/path]")
     if not (ai.api_key or ai.base_url):
         raise StartupError(
@@ -433,11 +436,11 @@ def masked(config: Config) -> dict[str, dict[str, Any]]:
 
 def mask_credentials(url: str) -> str:
     """`url` without what stands before the host, and without its parameters."""
-    url = re.sub(r"://[^/@]*@", f"://{MASK}@", url)
+    url = re.sub(r"://[^?#]*@", f"://{MASK}@", url)
     return re.sub(r"\?.+", f"?{MASK}", url)
 
 
 def mask_password(url: str) -> str:
     """`url` without its password, in the authority or among the parameters."""
-    url = re.sub(r"(?<=[?&])(password=)[^&]*", rf"\1{MASK}", url)
+    url = re.sub(r"(?<=[?&])((?:ssl)?password=)[^&]*", rf"\1{MASK}", url)
     return re.sub(r"(://[^:/@]*):.*@", rf"\1:{MASK}@", url)

@@ -94,14 +94,16 @@ def failure_body(error: DomainError) -> bytes:
 
 async def send_failure(error: DomainError, send: Send) -> None:
     """The last answer of a connection, where Litestar can't give it any more."""
+    body = failure_body(error)
     headers = [
         (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
         (b"retry-after", str(max(1, round(error.retry_after_seconds or 1))).encode()),
     ]
     start: Any = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send(start)
-    await send({"type": "http.response.body", "body": failure_body(error), "more_body": False})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def failure_response(error: DomainError) -> Any:

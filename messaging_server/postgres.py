@@ -315,10 +315,14 @@ class EmbeddedPostgres:
 
 
 def make_data_dir(base: Path) -> None:
-    """A new one is private, but for root's account of Postgres, who must pass through."""
+    """A new one is private, but for root's account of Postgres, who must pass through.
+
+    An empty one of somebody else is theirs to protect.
+    """
     base.mkdir(parents=True, exist_ok=True)
     if not any(base.iterdir()):
-        base.chmod(0o711 if is_root() else 0o700)
+        with contextlib.suppress(PermissionError):
+            base.chmod(0o711 if is_root() else 0o700)
 
 
 def _lock_directory(base: Path) -> int:

@@ -122,7 +122,8 @@ def test_a_file_without_a_key(tmp_path: Path, content: bytes | None) -> None:
         ({"provider": "anthropic", "api_key": "x"}, "ai.model must name"),
         ({"provider": "anthropic", "model": "m"}, "ANTHROPIC_API_KEY"),
         ({"provider": "openai", "model": "m"}, "OPENAI_API_KEY"),
-        ({"provider": "openai", "model": "m", "api_key": "k\n"}, "ai.api_key must be ASCII"),
+        ({"provider": "openai", "model": "m", "api_key": "k k"}, "ai.api_key must be ASCII"),
+        ({"provider": "openai", "model": "m", "base_url": "https://h /v1"}, "ai.base_url must be"),
         ({"provider": "openai", "model": "m", "api_key": "ké"}, "ai.api_key must be ASCII"),
         ({"provider": "openai", "model": "m", "base_url": "localhost:1"}, "ai.base_url must be"),
         (
@@ -223,6 +224,7 @@ def test_other_variables_are_not_ours() -> None:
         ("database", "pool_size", 1),
         ("database", "url", "mysql://u@h/d"),
         ("database", "url", "postgresql://u:pa#ss@h/d"),
+        ("database", "url", "postgresql://u:p@h:port/d"),
         ("database", "url", "localhost/d"),
         ("auth", "bcrypt_rounds", 3),
         ("auth", "token_hours", 0),
@@ -249,6 +251,21 @@ def test_impossible_values(section: str, key: str, value: Any) -> None:
     message = str(raised.value)
     assert f"{section}.{key}" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u@h/d",
+        "postgresql:///d?host=/run/x",
+        "postgresql://u:p%23w@h:5432/d",
+        "postgresql://u:p@h1:1,h2:2/d?target_session_attrs=primary",
+        "postgresql://u@[::1]:1,[::2]/d",
+        "postgresql://",
+    ],
+)
+def test_urls_of_databases(url: str) -> None:
+    assert load_config(None, {"DATABASE_URL": url}, {}).database.url == url
 
 
 def test_a_password_that_can_not_be_read_is_not_quoted() -> None:

@@ -76,6 +76,11 @@ async def held_up(other: asyncpg.Connection, call: Coroutine[Any, Any, T]) -> as
     return task
 
 
+async def erase(database: Database, lead_id: UUID) -> Erased | None:
+    async with database.transaction():
+        return await delete_lead(database, lead_id)
+
+
 async def result_of(task: asyncio.Task[T]) -> T:
     async with asyncio.timeout(DEADLINE_SECONDS):
         return await task
@@ -169,7 +174,7 @@ async def delete_by_hand(database: Database, lead_id: UUID) -> None:
     await database.execute("delete from leads where id = $1", lead_id)
 
 
-@pytest.mark.parametrize("delete", [delete_lead, delete_by_hand], ids=["erased", "by hand"])
+@pytest.mark.parametrize("delete", [erase, delete_by_hand], ids=["erased", "by hand"])
 async def test_conversations_come_before_attachments(
     database: Database,
     lead_id: UUID,
@@ -205,7 +210,7 @@ async def test_webhooks_come_before_deliveries(
         for position in (1, 2)
     ]
     async with outsider(database.dsn, DELIVERY_AFTER_WEBHOOK, second) as other:
-        task = await held_up(other, delete_lead(database, lead_id))
+        task = await held_up(other, erase(database, lead_id))
         await other.execute(f"{DELIVERY} nowait", first)
     assert await result_of(task) == Erased((conversation_id,), frozenset())
     assert not await database.fetch(DELIVERY, first)
@@ -216,7 +221,7 @@ async def test_messages_are_deleted_by_their_ids(
 ) -> None:
     earlier, later = await messages_in(database, conversation_id)
     async with outsider(database.dsn, MESSAGE, earlier) as other:
-        task = await held_up(other, delete_lead(database, lead_id))
+        task = await held_up(other, erase(database, lead_id))
         await other.execute(f"{MESSAGE} nowait", later)
     assert await result_of(task) == Erased((conversation_id,), frozenset())
     assert not await database.fetch(MESSAGE, later)
@@ -229,7 +234,7 @@ async def test_what_is_erased_is_what_the_lead_had(
     begun = uuid4()
     sql = "insert into conversations (id, lead_id, assigned_agent_id) values ($1, $2, $3)"
     async with outsider(database.dsn, sql, begun, lead_id, agent_id) as other:
-        task = await held_up(other, delete_lead(database, lead_id))
+        task = await held_up(other, erase(database, lead_id))
     erased = await result_of(task)
     assert erased == Erased(tuple(sorted([conversation_id, begun])), frozenset([agent_id]))
     assert not await database.fetch(CONVERSATION, begun)

@@ -211,6 +211,10 @@ class Suggestions:
         started = time.perf_counter()
         status, error = AnalysisStatus.INTERRUPTED, None
         try:
+            if suggestion.open.is_void:
+                error = OUT_OF_SIGHT
+                yield Failed(code=NotFound.code, message=error)
+                return
             async with aclosing(self._write(suggestion, meter)) as events:
                 async for event in events:
                     if suggestion.open.is_void:

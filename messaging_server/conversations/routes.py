@@ -8,9 +8,9 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from messaging_server.conversations import messages, service
+from messaging_server.conversations.filters import ConversationCursor, Filters, Sort
 from messaging_server.conversations.message_queries import MessageCursor
 from messaging_server.conversations.messages import NewMessage
-from messaging_server.conversations.search import ConversationCursor, Filters, Sort
 from messaging_server.conversations.service import (
     AssignmentRequest,
     ConversationChanges,

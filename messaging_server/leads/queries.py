@@ -228,21 +228,20 @@ class Erased(Struct, frozen=True):
 async def delete_lead(database: Database, lead_id: UUID) -> Erased | None:
     """Erase the lead with its conversations and messages; None when there is no such lead.
 
-    Locked first, so that what it has and what is erased are the same.
+    Locked first, so that what it has and what is erased are the same: call it in a transaction.
     """
-    async with database.transaction():
-        await database.execute("select from leads where id = $1 for update", lead_id)
-        rows = await database.fetch(
-            """
-            select id, assigned_agent_id from conversations
-            where lead_id = $1
-            order by id
-            for update
-            """,
-            lead_id,
-        )
-        if row_count(await database.execute("delete from leads where id = $1", lead_id)) == 0:
-            return None
+    await database.execute("select from leads where id = $1 for update", lead_id)
+    rows = await database.fetch(
+        """
+        select id, assigned_agent_id from conversations
+        where lead_id = $1
+        order by id
+        for update
+        """,
+        lead_id,
+    )
+    if row_count(await database.execute("delete from leads where id = $1", lead_id)) == 0:
+        return None
     agents = frozenset(row["assigned_agent_id"] for row in rows)
     return Erased(tuple(row["id"] for row in rows), agents - {None})
 

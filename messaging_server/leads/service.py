@@ -116,10 +116,13 @@ async def update_lead(
 
 
 async def delete_lead(database: Database, lead_id: UUID) -> None:
-    erased = await queries.delete_lead(database, lead_id)
-    if erased is None:
-        raise NotFound("No such lead")
-    database.publish(
-        ConversationsDeleted(conversation_ids=erased.conversation_ids, agent_ids=erased.agent_ids)
-    )
-    database.publish(VisitorLost(lead_ids=frozenset({lead_id})))
+    async with database.transaction():
+        erased = await queries.delete_lead(database, lead_id)
+        if erased is None:
+            raise NotFound("No such lead")
+        database.publish(
+            ConversationsDeleted(
+                conversation_ids=erased.conversation_ids, agent_ids=erased.agent_ids
+            )
+        )
+        database.publish(VisitorLost(lead_ids=frozenset({lead_id})))

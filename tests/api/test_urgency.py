@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from messaging_server.conversations.search import ORDERS, Sort
+from messaging_server.conversations.filters import ORDERS, Sort
 from messaging_server.conversations.urgency import NEEDS_REPLY
 from tests.client import Api
 

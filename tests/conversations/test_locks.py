@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from messaging_server import database as database_module
 from messaging_server.conversations.append_queries import append_message
 from messaging_server.conversations.service import (
     ConversationChanges,
@@ -37,8 +38,11 @@ async def insert_user(reader: asyncpg.Connection, name: str, role: Role) -> Call
     return Caller(id=user_id, email=f"{name}@example.com", name=None, role=role)
 
 
-async def test_nobody_waits_for_whom_they_hold_up(inbox: Inbox, module_dsn: str) -> None:
+async def test_nobody_waits_for_whom_they_hold_up(
+    inbox: Inbox, module_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """First marks of readers hold key-share locks while others change the conversation."""
+    monkeypatch.setattr(database_module, "DEADLOCK_ATTEMPTS", 1)
     database = Database(module_dsn, pool_size=12, bus=Bus(), links=Links(SECRET, public_url=""))
     await database.start()
     admin = await insert_user(inbox.reader, "admin", Role.ADMIN)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,8 +11,9 @@ import asyncpg
 import msgspec
 import pytest
 
-from messaging_server.conversations import search
-from messaging_server.conversations.search import ConversationList, Filters, Sort, Walk
+from messaging_server.conversations import search, text_search
+from messaging_server.conversations.filters import Filters, Sort
+from messaging_server.conversations.search import ConversationList
 from messaging_server.database import Database
 from messaging_server.events import Bus
 from messaging_server.models import Caller, Conversation, Role, Status
@@ -80,10 +82,18 @@ async def all_pages(found: ConversationList, caller: Caller, filters: Filters) -
 
 @pytest.mark.parametrize("who", CALLERS)
 def test_all_ways_find_the_same(talks_dsn: str, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the way changes from page to page, or the first conversations have too few."""
+
     async def compare() -> None:
         database = Database(talks_dsn, pool_size=2, bus=Bus())
         await database.start()
         found = ConversationList(database)
+        really = search.is_common
+        chance = random.Random(7)  # noqa: S311  # repeatable
+
+        async def at_random(*arguments: Any) -> bool:
+            return await really(*arguments) if chance.random() < 0.3 else chance.random() < 0.5
+
         sizes = []
         for words, others in itertools.product(
             ("order", "zabala", "ana", "an", "rare zabala", "order 7", "nothing"),
@@ -93,44 +103,40 @@ def test_all_ways_find_the_same(talks_dsn: str, who: str, monkeypatch: pytest.Mo
             chosen = await all_pages(found, CALLERS[who], filters)
             assert len(chosen) == len(set(chosen))
             sizes.append(len(chosen))
-            for way in itertools.product((False, True), repeat=2):
-
-                async def always(*_: Any, way: tuple[bool, bool] = way) -> Walk:
-                    return Walk(*way)
-
+            for walked, leads in ((1_000, 10_000), (300, 10_000), (50, 20), (100, 0)):
                 with monkeypatch.context() as patched:
-                    patched.setattr(search, "choose_walk", always)
-                    assert await all_pages(found, CALLERS[who], filters) == chosen, (filters, way)
+                    patched.setattr(search, "is_common", at_random)
+                    patched.setattr(text_search, "WALKED", walked)
+                    patched.setattr(text_search, "MATCHING_LEADS", leads)
+                    assert await all_pages(found, CALLERS[who], filters) == chosen, filters
         await database.stop()
-        assert (
-            max(sizes) == {"admin": CONVERSATIONS, "agent": CONVERSATIONS // 4, "newcomer": 3}[who]
-        )
+        most = {"admin": CONVERSATIONS, "agent": CONVERSATIONS // 4, "newcomer": 3}
+        assert max(sizes) == most[who]
         assert min(sizes) == 0
 
     asyncio.run(compare())
 
 
 @pytest.mark.parametrize(
-    ("words", "who", "expected"),
+    ("words", "who", "common"),
     [
-        ("order", "admin", Walk(messages=True, leads=False)),
-        ("ana", "admin", Walk(messages=False, leads=True)),
-        ("zabala", "admin", Walk(messages=False, leads=False)),
-        ("order", "agent", Walk(messages=True, leads=False)),
-        ("zabala", "agent", Walk(messages=True, leads=False)),  # the sample is of their own
-        ("zabala", "newcomer", Walk(messages=True, leads=True)),
+        ("order", "admin", True),
+        ("ana", "admin", True),
+        ("zabala", "admin", False),
+        ("order", "agent", True),
+        ("zabala", "agent", True),  # the sample is of their own
+        ("zabala", "newcomer", True),
     ],
 )
-def test_the_way_is_chosen_by_a_sample(
-    talks_dsn: str, words: str, who: str, expected: Walk
-) -> None:
-    """And what is few is walked through in any case."""
+def test_a_sample_says_what_is_common(talks_dsn: str, words: str, who: str, common: bool) -> None:
+    """And what is few is looked through in any case."""
 
-    async def choose() -> Walk:
+    async def ask() -> bool:
         database = Database(talks_dsn, pool_size=2, bus=Bus())
         await database.start()
-        walk = await search.choose_walk(database, CALLERS[who], Filters(search=words), None)
+        caller = CALLERS[who]
+        found = await text_search.is_common(database, caller, Filters(search=words), None, words)
         await database.stop()
-        return walk
+        return found
 
-    assert asyncio.run(choose()) == expected
+    assert asyncio.run(ask()) is common

@@ -8,7 +8,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from messaging_server.conversations.search import ConversationList, Filters
+from messaging_server.conversations.filters import Filters
+from messaging_server.conversations.search import ConversationList
 from messaging_server.conversations.tag_frequencies import Frequencies, TagFrequencies
 from messaging_server.database import Database
 from messaging_server.events import Bus
