@@ -120,6 +120,15 @@ async def paths(dsn: str, connection: Connection, conversations: int) -> dict[st
     )
     one = await postgres.fetchval("select id from conversations limit 1")
     word = await postgres.fetchval("select split_part(content_text, ' ', 5) from messages limit 1")
+    newest = await postgres.fetchrow(
+        """
+        select l.email, right(m.content_text, 32) as word
+        from conversations c
+        join leads l on l.id = c.lead_id
+        join messages m on m.conversation_id = c.id and m.seq = c.last_seq
+        order by c.last_activity_at desc limit 1
+        """
+    )
     unseen = await postgres.fetch(
         "select last_activity_at, id from conversations order by random() limit $1",
         UNSEEN_REQUESTS + CONNECTIONS * PLANS,
@@ -145,6 +154,9 @@ async def paths(dsn: str, connection: Connection, conversations: int) -> dict[st
         "search a lead": f"{base}?search=lead777%40",
         "search a rare word": f"{base}?search={word}",
         "search a common word": f"{base}?search=arrived",
+        "search a common name": f"{base}?search=garc",
+        "search the newest lead": f"{base}?search={quote(newest['email'])}",
+        "search the newest word": f"{base}?search={newest['word']}",
         "history": f"{base}/{one}/messages?limit=20",
         "dashboard": "/api/v1/dashboard/metrics",
     }
