@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from messaging_server.config import AiConfig, Config, load_config, masked
+from messaging_server.config import AiConfig, Config
+from messaging_server.config_sources import load_config, masked
 from messaging_server.errors import DomainError, StartupError
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -17,7 +17,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from messaging_server.config import Config, load_config
+from messaging_server.config import Config
+from messaging_server.config_sources import load_config
 from messaging_server.database import Database
 from messaging_server.events import Bus
 from messaging_server.migrations import migrate

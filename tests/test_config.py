@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from messaging_server.config import (
+from messaging_server.config import Config
+from messaging_server.config_sources import (
     MASK,
     SECRETS,
-    Config,
     load_config,
     mask_password,
     masked,

@@ -23,10 +23,10 @@ from messaging_server.__main__ import main
 from messaging_server.analysis.ledger_queries import UsageItem
 from messaging_server.analysis.service import AnalysisUsage, BudgetState
 from messaging_server.app import create_app
-from messaging_server.config import (
+from messaging_server.config import Config
+from messaging_server.config_sources import (
     CONVENTIONAL_VARIABLES,
     ENVIRONMENT_PREFIX,
-    Config,
     load_config,
 )
 from messaging_server.conversations.receipts import Receipt, ReceiptsResult

@@ -141,7 +141,6 @@ class NewSuggestion(Struct, frozen=True, kw_only=True):
     """A reply that was not asked for yet, but is in the ledger with what it may cost at most."""
 
     open: Open
-    conversation_id: UUID
     question: Sequence[ChatMessage]
     entry_id: UUID
     reserved_micro_dollars: int
@@ -199,7 +198,6 @@ class Suggestions:
             raise NotAvailable(BUDGET_SPENT)
         return NewSuggestion(
             open=opened,
-            conversation_id=conversation_id,
             question=question,
             entry_id=entry_id,
             reserved_micro_dollars=reserved,
@@ -345,9 +343,9 @@ def _ended(suggestion: NewSuggestion, text: str) -> SuggestionEvent:
 
 
 def _failed(suggestion: NewSuggestion, failure: AnalyserFailed) -> Failed:
-    logger.bind(conversation_id=str(suggestion.conversation_id), error=failure.message).warning(
-        "A reply could not be suggested"
-    )
+    logger.bind(
+        conversation_id=str(suggestion.open.conversation_id), error=failure.message
+    ).warning("A reply could not be suggested")
     return Failed(code=Unavailable.code, message=f"No reply was suggested: {failure.message}")
 
 
