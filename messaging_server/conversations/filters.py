@@ -8,7 +8,10 @@ from uuid import UUID
 from msgspec import Struct
 
 from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
+from messaging_server.database import Database
 from messaging_server.models import Caller, Priority, Status
+
+UNREPLIED = "c.waiting_since is not null and c.status <> 'RESOLVED'"
 
 
 class Sort(StrEnum):
@@ -57,10 +60,14 @@ class Filters(Struct, frozen=True, kw_only=True):
     search: str | None = None
 
     @property
-    def are_only_a_tag(self) -> bool:
-        """Or a tag and an agent, whose conversations have an index of their own in that order."""
-        others = (self.priority, self.status, self.unassigned, self.unreplied, self.search)
-        return self.tag is not None and self.sort is Sort.ACTIVITY and others == (None,) * 5
+    def exclude_each_other(self) -> bool:
+        """Whether no conversation at all can meet them."""
+        by_urgency = self.sort is Sort.URGENCY
+        return (
+            (self.unreplied is True and self.status is Status.RESOLVED)
+            or (by_urgency and (self.unreplied is False or self.status not in (None, Status.OPEN)))
+            or (self.unassigned is True and self.assigned_agent_id is not None)
+        )
 
 
 class Statement:
@@ -78,42 +85,75 @@ class Statement:
         self.conditions.append(condition)
 
 
-def add_conditions(
-    statement: Statement,
-    caller: Caller,
-    filters: Filters,
-    cursor: ConversationCursor | None,
-    *,
-    in_place: bool = False,
-) -> None:
-    """`in_place`: whether tags are compared row by row, without the index of tags."""
-    if filters.sort is Sort.URGENCY:
-        statement.where(NEEDS_REPLY)
-    if not caller.is_admin:
-        statement.where(f"c.assigned_agent_id = {statement.parameter(caller.id)}")
-    if filters.unassigned is not None:
-        statement.where(f"c.assigned_agent_id is {'' if filters.unassigned else 'not'} null")
-    if filters.assigned_agent_id is not None:
-        agent_id = statement.parameter(filters.assigned_agent_id)
-        statement.where(f"c.assigned_agent_id = {agent_id}")
-    if filters.priority is not None:
-        statement.where(f"c.priority = {statement.parameter(filters.priority)}")
-    if filters.status is not None:
-        statement.where(f"c.status = {statement.parameter(filters.status)}")
-    if filters.tag is not None:
-        tags = "coalesce(c.tags, '{}')" if in_place else "c.tags"
-        statement.where(f"{tags} @> array[{statement.parameter(filters.tag)}::text]")
-    if filters.unreplied is not None:
-        unreplied = "(c.waiting_since is not null and c.status <> 'RESOLVED')"
-        statement.where(unreplied if filters.unreplied else f"not {unreplied}")
-    if cursor is not None:
-        order, at, last_id = (
-            ORDERS[filters.sort],
-            statement.parameter(cursor.at),
-            statement.parameter(cursor.id),
-        )
-        statement.where(f"({order.time}, c.id) {order.after} ({at}, {last_id}::uuid)")
+class Selection(Struct, frozen=True):
+    """The conversations that a caller may see and asks for, after the cursor."""
+
+    caller: Caller
+    filters: Filters
+    cursor: ConversationCursor | None
+    tag_in_place: bool = False
+    """Whether tags are compared row by row, without the index of tags."""
+
+    @property
+    def order(self) -> Order:
+        return ORDERS[self.filters.sort]
+
+    def statement(self) -> Statement:
+        """A new one with all conditions."""
+        statement = Statement()
+        if not self.caller.is_admin:
+            statement.where(f"c.assigned_agent_id = {statement.parameter(self.caller.id)}")
+        self._add_filters(statement)
+        self._add_waiting(statement)
+        if self.cursor is not None:
+            at, last_id = statement.parameter(self.cursor.at), statement.parameter(self.cursor.id)
+            order = self.order
+            statement.where(f"({order.time}, c.id) {order.after} ({at}, {last_id}::uuid)")
+        return statement
+
+    def _add_filters(self, statement: Statement) -> None:
+        filters = self.filters
+        if filters.unassigned is not None:
+            statement.where(f"c.assigned_agent_id is {'' if filters.unassigned else 'not'} null")
+        if filters.assigned_agent_id is not None:
+            agent_id = statement.parameter(filters.assigned_agent_id)
+            statement.where(f"c.assigned_agent_id = {agent_id}")
+        if filters.priority is not None:
+            statement.where(f"c.priority = {statement.parameter(filters.priority)}")
+        if filters.status is not None:
+            statement.where(f"c.status = {statement.parameter(filters.status)}")
+        if filters.tag is not None:
+            tags = "coalesce(c.tags, '{}')" if self.tag_in_place else "c.tags"
+            statement.where(f"{tags} @> array[{statement.parameter(filters.tag)}::text]")
+
+    def _add_waiting(self, statement: Statement) -> None:
+        """Written so that an index can tell it, with the status or by what it holds."""
+        filters = self.filters
+        if filters.sort is Sort.URGENCY:
+            statement.where(NEEDS_REPLY)
+        elif filters.unreplied:
+            statement.where(UNREPLIED)
+        elif filters.unreplied is False:
+            is_unresolved = filters.status in (Status.OPEN, Status.SNOOZED)
+            statement.where("c.waiting_since is null" if is_unresolved else f"not ({UNREPLIED})")
+
+    def first(self, statement: Statement, limit: int) -> str:
+        """The first of them, whole rows, as a subquery: they are gone through one by one."""
+        return f"""(
+            select * from conversations c
+            {where(statement.conditions)}
+            {self.order.clause}
+            limit {limit}
+        ) c"""
 
 
 def where(conditions: list[str]) -> str:
     return f"where {' and '.join(conditions)}" if conditions else ""
+
+
+async def are_few(database: Database, selection: Selection, limit: int) -> bool:
+    """Whether there are fewer than `limit` of them."""
+    statement = selection.statement()
+    some = f"select 1 from conversations c {where(statement.conditions)} limit {limit}"
+    sql = f"select count(*) < {limit} from ({some}) some_of_them"
+    return bool(await database.fetch_value(sql, *statement.arguments))

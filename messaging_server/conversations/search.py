@@ -5,20 +5,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from messaging_server.conversations.filters import (
-    ORDERS,
     ConversationCursor,
     Filters,
+    Selection,
     Sort,
     Statement,
-    add_conditions,
+    are_few,
     where,
 )
-from messaging_server.conversations.tag_frequencies import TagFrequencies
+from messaging_server.conversations.tag_frequencies import TagFrequencies, TagFrequency
 from messaging_server.conversations.text_search import (
     among_first,
-    are_few,
     by_index,
     find_leads,
     is_common,
@@ -28,6 +28,11 @@ from messaging_server.conversations.view_queries import LISTED, LISTED_JOINS, vi
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
 from messaging_server.models import Caller
+
+WALKED_FOR_WORDS = 300
+"""Conversations that are looked at one by one; with 20 messages each it takes up to 40 ms."""
+WALKED_FOR_TAGS = 1_000
+"""These are only compared: a millisecond."""
 
 
 class ConversationList:
@@ -62,50 +67,56 @@ class ConversationList:
         self, caller: Caller, filters: Filters, cursor: ConversationCursor | None, *, size: int
     ) -> Sequence[Mapping[str, Any]]:
         """The first `size` rows of `LISTED`, with the time by which they are sorted."""
+        if filters.exclude_each_other:
+            return []
+        frequency = TagFrequency()
+        if filters.tag is not None:
+            frequency = await self._tags.fetch(filters.tag)
+        in_place = frequency.is_common(wanted=size)
+        selection = Selection(caller, filters, cursor, tag_in_place=in_place)
         if filters.search is not None:
-            return await self._search(caller, filters, cursor, filters.search, size=size)
-        frequencies = await self._tags.fetch() if filters.are_only_a_tag else None
-        statement = Statement()
-        add_conditions(statement, caller, filters, cursor, in_place=frequencies is not None)
-        found = None
-        if frequencies and not frequencies.is_common(filters.tag or "", wanted=size):
-            found = tagged(statement, filters, size=size)
-        planned = filters.tag is not None and frequencies is None
-        return await self._fetch(statement, caller, filters, found, size=size, planned=planned)
+            return await self._search(selection, filters.search, size=size)
+        if filters.tag is not None:
+            return await self._find_tagged(selection, filters.tag, frequency, size=size)
+        return await self._fetch(selection, selection.statement(), size=size)
+
+    async def _find_tagged(
+        self, selection: Selection, tag: str, frequency: TagFrequency, *, size: int
+    ) -> Sequence[Mapping[str, Any]]:
+        """A common tag is found among the first conversations, a rare one by the index of tags.
+
+        So is one that is common, but not among those that meet the other conditions.
+        """
+        others = replace(selection, filters=replace(selection.filters, tag=None))
+        if selection.tag_in_place:
+            statement = others.statement()
+            found = tagged_among_first(others, statement, tag, size=size)
+            rows = await self._fetch(selection, statement, found, size=size)
+            if len(rows) == size or await are_few(self._database, others, WALKED_FOR_TAGS):
+                return rows
+            if frequency.is_everywhere:
+                return await self._fetch(selection, selection.statement(), size=size)
+        statement = others.statement()
+        found = tagged(others, statement, tag, size=size)
+        return await self._fetch(selection, statement, found, size=size)
 
     async def _search(
-        self,
-        caller: Caller,
-        filters: Filters,
-        cursor: ConversationCursor | None,
-        search: str,
-        *,
-        size: int,
+        self, selection: Selection, search: str, *, size: int
     ) -> Sequence[Mapping[str, Any]]:
         """What is common is found among the first conversations, what is rare by the indexes."""
-        planned = filters.tag is not None
-        if await is_common(self._database, caller, filters, cursor, search):
-            statement = Statement()
-            add_conditions(statement, caller, filters, cursor)
-            found = among_first(statement, filters, search, size=size)
-            rows = await self._fetch(statement, caller, filters, found, size=size, planned=planned)
-            if len(rows) == size or await are_few(self._database, caller, filters, cursor):
+        if await is_common(self._database, selection, search):
+            statement = selection.statement()
+            found = among_first(selection, statement, search, walked=WALKED_FOR_WORDS, size=size)
+            rows = await self._fetch(selection, statement, found, size=size)
+            if len(rows) == size or await are_few(self._database, selection, WALKED_FOR_WORDS):
                 return rows
-        statement = Statement()
-        add_conditions(statement, caller, filters, cursor)
-        leads = await find_leads(self._database, caller, search)
-        found = by_index(statement, filters, search, leads, size=size)
-        return await self._fetch(statement, caller, filters, found, size=size, planned=planned)
+        statement = selection.statement()
+        leads = await find_leads(self._database, selection.caller, search)
+        found = by_index(selection, statement, search, leads, size=size)
+        return await self._fetch(selection, statement, found, size=size)
 
     async def _fetch(
-        self,
-        statement: Statement,
-        caller: Caller,
-        filters: Filters,
-        found: str | None,
-        *,
-        size: int,
-        planned: bool,
+        self, selection: Selection, statement: Statement, found: str | None = None, *, size: int
     ) -> Sequence[Mapping[str, Any]]:
         """The rows of `found`, a subquery of ids, or else those that meet the conditions.
 
@@ -114,12 +125,11 @@ class ConversationList:
         source, conditions = "conversations c", where(statement.conditions)
         if found is not None:
             source, conditions = f"({found}) found join conversations c on c.id = found.id", ""
-        order = ORDERS[filters.sort]
-        fetch = self._database.fetch_planned if planned else self._database.fetch
-        return await fetch(
+        order, user_id = selection.order, statement.parameter(selection.caller.id)
+        return await self._database.fetch(
             f"""
             select {LISTED}, date_part('epoch', {order.time}) as sorted_at
-            from {source} {LISTED_JOINS.format(user_id=statement.parameter(caller.id))}
+            from {source} {LISTED_JOINS.format(user_id=user_id)}
             {conditions}
             {order.clause}
             limit {size}
@@ -132,7 +142,18 @@ def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
     return ConversationCursor(sort, datetime.fromtimestamp(row["sorted_at"], UTC), row["id"])
 
 
-def tagged(statement: Statement, filters: Filters, *, size: int) -> str:
+def tagged_among_first(others: Selection, statement: Statement, tag: str, *, size: int) -> str:
+    """Those of the first conversations that have the tag, as a subquery."""
+    return f"""
+        select c.id
+        from {others.first(statement, WALKED_FOR_TAGS)}
+        where c.tags @> array[{statement.parameter(tag)}::text]
+        {others.order.clause}
+        limit {size}
+    """
+
+
+def tagged(others: Selection, statement: Statement, tag: str, *, size: int) -> str:
     """The first conversations with a rare tag, as a subquery: by the index of tags, then sorted.
 
     The tag hides in a `select`, so that no plan is better for knowing it, and one serves all.
@@ -141,10 +162,10 @@ def tagged(statement: Statement, filters: Filters, *, size: int) -> str:
         select c.id
         from (
             select * from conversations
-            where tags @> (select array[{statement.parameter(filters.tag)}::text])
+            where tags @> (select array[{statement.parameter(tag)}::text])
             offset 0
         ) c
         {where(statement.conditions)}
-        {ORDERS[filters.sort].clause}
+        {others.order.clause}
         limit {size}
     """

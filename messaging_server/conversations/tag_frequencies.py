@@ -15,28 +15,38 @@ LOOKED_UP = 2.0
 """What it costs to look up a conversation and sort it, in conversations that are gone through."""
 
 
-class Frequencies(Struct, frozen=True):
-    conversations: float
-    by_tag: dict[str, float]
+EVERYWHERE = 0.2
+"""To look up more than one in five conversations takes longer than to go through those sought."""
 
-    def is_common(self, tag: str, *, wanted: int) -> bool:
+
+class TagFrequency(Struct, frozen=True):
+    """How many conversations there are, and how many of them have the tag, as a fraction."""
+
+    conversations: float = 0.0
+    frequency: float = 0.0
+
+    def is_common(self, *, wanted: int) -> bool:
         """Whether `wanted` conversations with the tag are found sooner by going through all."""
-        frequency = self.by_tag.get(tag, 0.0)
-        return wanted <= LOOKED_UP * self.conversations * frequency**2
+        return wanted <= LOOKED_UP * self.conversations * self.frequency**2
+
+    @property
+    def is_everywhere(self) -> bool:
+        return self.frequency > EVERYWHERE
 
 
 class TagFrequencies:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._remembered: Remembered[None, Frequencies | None] = Remembered(
+        self._remembered: Remembered[None, dict[str, TagFrequency]] = Remembered(
             seconds=REMEMBERED_SECONDS
         )
 
-    async def fetch(self) -> Frequencies | None:
-        """At most a minute old; None as long as Postgres has not looked at the table."""
-        return await self._remembered.find(None, self._read)
+    async def fetch(self, tag: str) -> TagFrequency:
+        """At most a minute old; rare as long as Postgres has not looked at the table."""
+        frequencies = await self._remembered.find(None, self._read)
+        return frequencies.get(tag, TagFrequency())
 
-    async def _read(self, _: None) -> Frequencies | None:
+    async def _read(self, _: None) -> dict[str, TagFrequency]:
         row = await self._database.fetch_row(
             """
             select c.reltuples, s.most_common_elems::text::text[] as tags,
@@ -48,8 +58,9 @@ class TagFrequencies:
             """
         )
         if row is None:
-            return None
+            return {}
         # After the frequencies of the tags come the lowest, the highest and that of null.
-        return Frequencies(
-            row["reltuples"], dict(zip(row["tags"], row["frequencies"], strict=False))
-        )
+        return {
+            tag: TagFrequency(row["reltuples"], frequency)
+            for tag, frequency in zip(row["tags"], row["frequencies"], strict=False)
+        }

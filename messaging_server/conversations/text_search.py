@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from messaging_server.conversations.filters import (
-    ORDERS,
-    ConversationCursor,
-    Filters,
+    Selection,
     Statement,
-    add_conditions,
     where,
 )
 from messaging_server.database import Database
@@ -24,8 +21,6 @@ from messaging_server.leads.queries import (
 from messaging_server.models import Caller
 
 MATCHING_LEADS = 10_000
-WALKED = 300
-"""Conversations that are looked at one by one; with 20 messages each it takes up to 40 ms."""
 SAMPLED_CONVERSATIONS = 100
 SAMPLED_MESSAGES = 20
 SAMPLED_TOTAL = 500
@@ -37,28 +32,19 @@ MATCH_IN_PLACE = "coalesce(m.words, '') @@ (select to_tsquery('simple', {query})
 """For a few messages at hand: an expression keeps Postgres from asking the index of words."""
 
 
-async def is_common(
-    database: Database,
-    caller: Caller,
-    filters: Filters,
-    cursor: ConversationCursor | None,
-    search: str,
-) -> bool:
+async def is_common(database: Database, selection: Selection, search: str) -> bool:
     """Whether a sample has it, or there are too few conversations for one.
 
     The sample is the newest messages of the first conversations, and their leads. What one
     message in a hundred holds is nearly always found in it.
     """
-    statement = Statement()
-    add_conditions(statement, caller, filters, cursor)
+    statement = selection.statement()
     return bool(
         await database.fetch_value(
             f"""
             with sample as materialized (
-                select c.id, c.lead_id from conversations c
-                {where(statement.conditions)}
-                {ORDERS[filters.sort].clause}
-                limit {SAMPLED_CONVERSATIONS}
+                select c.id, c.lead_id
+                from {selection.first(statement, SAMPLED_CONVERSATIONS)}
             )
             select (select count(*) from sample) < {SAMPLED_CONVERSATIONS}
                 or exists (
@@ -88,42 +74,27 @@ async def is_common(
     )
 
 
-def among_first(statement: Statement, filters: Filters, search: str, *, size: int) -> str:
-    """Those of the first conversations whose lead or messages match, as a subquery.
+def among_first(
+    selection: Selection, statement: Statement, search: str, *, walked: int, size: int
+) -> str:
+    """Those of the first `walked` conversations whose lead or messages match, as a subquery.
 
     `offset 0` makes Postgres look at one conversation after the other, and stop at the last.
     """
     in_lead = search_condition_in_place(statement.parameter(search_pattern(search)))
     in_message = MATCH_IN_PLACE.format(query=statement.parameter(text_query(search)))
-    clause = ORDERS[filters.sort].clause
     return f"""
         select c.id
-        from (
-            select * from conversations c
-            {where(statement.conditions)}
-            {clause}
-            limit {WALKED}
-        ) c
+        from {selection.first(statement, walked)}
         where exists (select 1 from leads l where l.id = c.lead_id and {in_lead} offset 0)
             or exists (
                 select 1 from messages m
                 where m.conversation_id = c.id and {in_message}
                 offset 0
             )
-        {clause}
+        {selection.order.clause}
         limit {size}
     """
-
-
-async def are_few(
-    database: Database, caller: Caller, filters: Filters, cursor: ConversationCursor | None
-) -> bool:
-    """Whether `among_first` looks at all there are."""
-    statement = Statement()
-    add_conditions(statement, caller, filters, cursor)
-    some = f"select 1 from conversations c {where(statement.conditions)} limit {WALKED}"
-    sql = f"select count(*) < {WALKED} from ({some}) some_of_them"
-    return bool(await database.fetch_value(sql, *statement.arguments))
 
 
 async def find_leads(database: Database, caller: Caller, search: str) -> Sequence[UUID] | None:
@@ -145,8 +116,8 @@ async def find_leads(database: Database, caller: Caller, search: str) -> Sequenc
 
 
 def by_index(
+    selection: Selection,
     statement: Statement,
-    filters: Filters,
     search: str,
     leads: Sequence[UUID] | None,
     *,
@@ -171,7 +142,7 @@ def by_index(
         f"""(
             select c.id from conversations c
             {where([*statement.conditions, branch])}
-            {ORDERS[filters.sort].clause}
+            {selection.order.clause}
             limit {size}
         )"""
         for branch in (by_message, by_lead)

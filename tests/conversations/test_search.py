@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from messaging_server.conversations import search, text_search
-from messaging_server.conversations.filters import Filters, Sort
+from messaging_server.conversations.filters import Filters, Selection, Sort
 from messaging_server.conversations.search import ConversationList
 from messaging_server.database import Database
 from messaging_server.events import Bus
@@ -106,7 +106,7 @@ def test_all_ways_find_the_same(talks_dsn: str, who: str, monkeypatch: pytest.Mo
             for walked, leads in ((1_000, 10_000), (300, 10_000), (50, 20), (100, 0)):
                 with monkeypatch.context() as patched:
                     patched.setattr(search, "is_common", at_random)
-                    patched.setattr(text_search, "WALKED", walked)
+                    patched.setattr(search, "WALKED_FOR_WORDS", walked)
                     patched.setattr(text_search, "MATCHING_LEADS", leads)
                     assert await all_pages(found, CALLERS[who], filters) == chosen, filters
         await database.stop()
@@ -135,7 +135,8 @@ def test_a_sample_says_what_is_common(talks_dsn: str, words: str, who: str, comm
         database = Database(talks_dsn, pool_size=2, bus=Bus())
         await database.start()
         caller = CALLERS[who]
-        found = await text_search.is_common(database, caller, Filters(search=words), None, words)
+        selection = Selection(caller, Filters(search=words), None)
+        found = await text_search.is_common(database, selection, words)
         await database.stop()
         return found
 
