@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 T = TypeVar("T")
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 PASSWORD = "correct horse"
 
 
@@ -99,7 +99,7 @@ class LiveServer:
         """Until it has ended; the exit code."""
         assert self._process is not None
         try:
-            return self._process.wait(15)
+            return self._process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
             raise

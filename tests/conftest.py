@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from messaging_server.config import Config
 from messaging_server.config_sources import load_config
@@ -24,6 +25,14 @@ from messaging_server.events import Bus
 from messaging_server.migrations import migrate
 from messaging_server.postgres import EmbeddedPostgres
 from tests.client import Api, LiveServer
+
+settings.register_profile(
+    "any machine",
+    parent=settings(),  # in CI another than elsewhere
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("any machine")
 
 SECRET = "a-secret-for-tests-of-at-least-32-bytes"
 

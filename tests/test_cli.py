@@ -217,7 +217,7 @@ def test_an_end_before_the_start(folder: Path, number: int, moment: str) -> None
         for _ in range(3):
             server.send_signal(number)
             time.sleep(0.02)
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
     finally:
         server.kill()
     shown = (folder / "log").read_text()
@@ -247,7 +247,7 @@ def test_an_end_while_another_server_migrates(
                 assert server.poll() is None
                 await asyncio.sleep(0.02)
             server.send_signal(number)
-            _, log = server.communicate(timeout=10)
+            _, log = server.communicate(timeout=60)
             assert (server.returncode, log) == (0, "Stopped.\n")
         finally:
             server.kill()

@@ -143,11 +143,14 @@ def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
 
 
 def tagged_among_first(others: Selection, statement: Statement, tag: str, *, size: int) -> str:
-    """Those of the first conversations that have the tag, as a subquery."""
+    """Those of the first conversations that have the tag, as a subquery.
+
+    The tag hides in a `select`, so that no plan is better for knowing it, and one serves all.
+    """
     return f"""
         select c.id
         from {others.first(statement, WALKED_FOR_TAGS)}
-        where c.tags @> array[{statement.parameter(tag)}::text]
+        where c.tags @> (select array[{statement.parameter(tag)}::text])
         {others.order.clause}
         limit {size}
     """
@@ -156,7 +159,7 @@ def tagged_among_first(others: Selection, statement: Statement, tag: str, *, siz
 def tagged(others: Selection, statement: Statement, tag: str, *, size: int) -> str:
     """The first conversations with a rare tag, as a subquery: by the index of tags, then sorted.
 
-    The tag hides in a `select`, so that no plan is better for knowing it, and one serves all.
+    The tag hides here too.
     """
     return f"""
         select c.id

@@ -47,7 +47,7 @@ async def test_never_later_than_the_longest_wait(
     completed: list[AnalysisCompleted],
 ) -> None:
     """A conversation that is never quiet is analysed all the same, while the talk goes on."""
-    settings = AnalysisConfig(quiet_seconds=2, max_wait_seconds=3)
+    settings = AnalysisConfig(quiet_seconds=4, max_wait_seconds=5)
     inbox = Inbox(database, settings)
     await debouncers.start(database, analyser, settings)
     conversation_id = await inbox.conversation()
@@ -104,7 +104,7 @@ async def test_no_more_at_once_than_configured(
     debouncers: Debouncers,
     completed: list[AnalysisCompleted],
 ) -> None:
-    llm.default = later(answers(), 0.1)
+    llm.default = later(answers(), 0.5)
     for number in range(12):
         await inbox.due_conversation(f"conversation {number}")
     await debouncers.start(database, analyser)

@@ -212,7 +212,7 @@ async def test_no_more_at_once_than_allowed(llm: ScriptedLLM, tmp_path: Path) ->
             most = max(most, len(llm.active))
             await anyio.sleep(0.001)
 
-    llm.default = later(answers(), 0.05)
+    llm.default = later(answers(), 0.3)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         await measure(path, llm)

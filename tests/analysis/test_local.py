@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -293,19 +292,6 @@ def test_the_result_does_not_depend_on_the_hash_seed() -> None:
         for seed in ("0", "1", "4242")
     }
     assert len(outputs) == 1
-
-
-def test_thirty_messages_cost_little() -> None:
-    messages = [
-        message
-        for _, _, text in (ENGLISH + SPANISH)[:15]
-        for message in (*lead(text), agent("Please tell us more, so that we can help."))
-    ]
-    analyse_transcript(messages)
-    started = time.process_time()
-    for _ in range(10):
-        analyse_transcript(messages)
-    assert (time.process_time() - started) / 10 < 0.020
 
 
 # --------------------------------------------------------------------------- the lexicon

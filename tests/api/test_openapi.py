@@ -47,7 +47,7 @@ def test_the_document_is_true(server: LiveServer, api: Api, tmp_path: Path) -> N
         command += ["--exclude-path-regex", ENDS_THE_TOKEN, "--generation-deterministic"]
         command += ["--warnings", "off"]
         result = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
         )
         assert result.returncode == 0, result.stdout[-5_000:] + result.stderr[-2_000:]
         assert "/api/v1/conversations" in document.text

@@ -122,6 +122,8 @@ select l.id, case when n % 3 = 0 then $1::uuid end,
 from leads l, generate_series(1, $2) n
 """
 """HIGH is what is OPEN and the agent's, MEDIUM what is SNOOZED and waits, LOW what is RESOLVED."""
+PLANNED = "select sum(custom_plans)::integer from pg_prepared_statements"
+"""How often this connection has planned a statement for its arguments."""
 CONVERSATIONS_READ = """
 select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'conversations'
 """
@@ -184,3 +186,38 @@ def test_what_does_not_match_is_not_read(apart_dsn: str, filters: Filters, most:
         return int(after - before)
 
     assert asyncio.run(read()) <= most
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(),
+        Filters(status=Status.OPEN),
+        Filters(status=Status.OPEN, priority=Priority.HIGH, assigned_agent_id=AGENT.id),
+        Filters(unreplied=True),
+        Filters(sort=Sort.URGENCY, priority=Priority.HIGH),
+        Filters(tag="common"),
+        Filters(tag="common", status=Status.RESOLVED),
+        Filters(tag="old", assigned_agent_id=AGENT.id),
+        Filters(tag="unknown"),
+    ],
+)
+def test_statements_are_planned_once(apart_dsn: str, filters: Filters) -> None:
+    """Postgres plans anew for ever where it expects much of knowing an argument."""
+
+    async def plan() -> tuple[int, int]:
+        database = Database(apart_dsn, pool_size=2, bus=Bus())
+        await database.start()
+        found = ConversationList(database)
+        async with database.transaction():
+            for _ in range(8):
+                await found.fetch_page(ADMIN, filters, limit=20, cursor=None)
+            before = await database.fetch_value(PLANNED)
+            await found.fetch_page(ADMIN, filters, limit=20, cursor=None)
+            after = await database.fetch_value(PLANNED)
+        await database.stop()
+        return before, after
+
+    before, after = asyncio.run(plan())
+    assert before > 0
+    assert after == before

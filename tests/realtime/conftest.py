@@ -45,7 +45,7 @@ class Stranger:
         self.connection.send(frame if isinstance(frame, str | bytes) else json.dumps(frame))
 
     def read(self) -> dict[str, Any]:
-        frame: dict[str, Any] = json.loads(self.connection.recv(10))
+        frame: dict[str, Any] = json.loads(self.connection.recv(20))
         return frame
 
     def close_code(self) -> int:
@@ -56,7 +56,7 @@ def close_code(connection: ClientConnection) -> int:
     """Reads until the server closes."""
     try:
         while True:
-            connection.recv(15)
+            connection.recv(20)
     except ConnectionClosed as closed:
         return closed.rcvd.code if closed.rcvd else 1006
 

@@ -12,9 +12,9 @@ from tests.conftest import fresh_database, live_server
 from tests.realtime.conftest import close_code, closed, stranger
 
 ENVIRONMENT = {
-    "MESSAGING_REALTIME__AUTH_SECONDS": "1",
+    "MESSAGING_REALTIME__AUTH_SECONDS": "3",
     "MESSAGING_REALTIME__PING_SECONDS": "1",
-    "MESSAGING_REALTIME__PONG_SECONDS": "1",
+    "MESSAGING_REALTIME__PONG_SECONDS": "6",
     "MESSAGING_REALTIME__ROOMS_PER_SOCKET": "3",
     "MESSAGING_REALTIME__SOCKETS_PER_USER": "4",
     "MESSAGING_AUTH__TOKEN_HOURS": "0.01",
@@ -27,7 +27,7 @@ def test_silent_stranger_is_sent_away(api: Api) -> None:
     started = time.monotonic()
     with stranger(api) as visitor:
         assert visitor.close_code() == 4401
-    assert 0.9 < time.monotonic() - started < 9  # ten by default
+    assert 2.9 < time.monotonic() - started < 9.5  # ten by default
 
 
 def test_heartbeat(api: Api) -> None:
@@ -43,7 +43,7 @@ def test_heartbeat(api: Api) -> None:
 def test_token_expires(postgres: EmbeddedPostgres) -> None:
     with (
         fresh_database(postgres) as dsn,
-        live_server(dsn, MESSAGING_AUTH__TOKEN_HOURS="0.0006") as server,
+        live_server(dsn, MESSAGING_AUTH__TOKEN_HOURS="0.0015") as server,
         Api.first_admin(server.url) as api,
         api.socket() as socket,
     ):
@@ -53,11 +53,11 @@ def test_token_expires(postgres: EmbeddedPostgres) -> None:
 def test_refreshed_token_keeps_the_socket(postgres: EmbeddedPostgres) -> None:
     with (
         fresh_database(postgres) as dsn,
-        live_server(dsn, MESSAGING_AUTH__TOKEN_HOURS="0.0009") as server,
+        live_server(dsn, MESSAGING_AUTH__TOKEN_HOURS="0.0015") as server,
         Api.first_admin(server.url) as api,
         api.socket() as socket,
     ):
-        until = time.monotonic() + 6
+        until = time.monotonic() + 8  # a token lives 5.4 s
         while time.monotonic() < until:
             token = api.log_in(api.user["email"]).token
             assert socket.call("auth", {"token": token})["ok"]

@@ -8,7 +8,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from messaging_server.postgres import EmbeddedPostgres
-from tests.client import Api
+from tests.client import Api, wait_until
 from tests.conftest import fresh_database, live_server
 from tests.public.site import Site
 from tests.realtime.conftest import (
@@ -19,9 +19,9 @@ from tests.realtime.conftest import (
 from tests.realtime.test_public_socket import session_token, talking
 
 ENVIRONMENT = {
-    "MESSAGING_REALTIME__AUTH_SECONDS": "1",
+    "MESSAGING_REALTIME__AUTH_SECONDS": "3",
     "MESSAGING_REALTIME__PING_SECONDS": "1",
-    "MESSAGING_REALTIME__PONG_SECONDS": "1",
+    "MESSAGING_REALTIME__PONG_SECONDS": "6",
     "MESSAGING_REALTIME__SOCKETS_PER_VISITOR": "3",
     "MESSAGING_REALTIME__VISITOR_SOCKETS_PER_ADDRESS": "8",
     "MESSAGING_ANALYSIS__ENABLED": "false",
@@ -32,7 +32,7 @@ def test_silent_stranger_is_sent_away(api: Api) -> None:
     started = time.monotonic()
     with unknown_visitor(api) as visitor:
         assert visitor.close_code() == 4401
-    assert 0.9 < time.monotonic() - started < 9  # ten by default
+    assert 2.9 < time.monotonic() - started < 9.5  # ten by default
 
 
 def test_heartbeat(api: Api, site: Site) -> None:
@@ -47,10 +47,10 @@ def test_heartbeat(api: Api, site: Site) -> None:
 
 def test_token_expires(api: Api, site: Site) -> None:
     page = site.visitor()
-    token = session_token(page, exp=int(time.time()) + 2)
+    token = session_token(page, exp=int(time.time()) + 5)
     with unknown_visitor(api) as visitor:
         visitor.send({"id": 1, "event": "auth", "data": {"token": token}})
-        assert visitor.read()["data"]["expiresIn"] <= 2
+        assert visitor.read()["data"]["expiresIn"] <= 5
         with suppress(ConnectionClosed):
             while visitor.read()["event"] == "ping":
                 visitor.send({"event": "pong"})
@@ -60,10 +60,10 @@ def test_token_expires(api: Api, site: Site) -> None:
 def test_refreshed_token_keeps_the_socket(api: Api, site: Site) -> None:
     page = site.visitor()
     with visitor_socket(api, page) as socket:
-        short = session_token(page, exp=int(time.time()) + 2)
+        short = session_token(page, exp=int(time.time()) + 5)
         assert socket.call("auth", {"token": short})["ok"]
         assert socket.call("auth", {"token": page.session["sessionToken"]})["ok"]
-        for _ in range(3):
+        for _ in range(7):
             socket.wait_event("ping")
         assert socket.call("conversation:join")["ok"]
 
@@ -153,7 +153,5 @@ def test_metrics_go_back_to_none(api: Api, site: Site) -> None:
         text = httpx.get(f"{api.url}/metrics").text
         assert "messaging_visitor_sockets 1.0" in text
         assert "messaging_rooms 1.0" in text
-    deadline = time.monotonic() + 5
-    while "messaging_visitor_sockets 0.0" not in (text := httpx.get(f"{api.url}/metrics").text):
-        assert time.monotonic() < deadline
-    assert "messaging_rooms 0.0" in text
+    wait_until(lambda: "messaging_visitor_sockets 0.0" in httpx.get(f"{api.url}/metrics").text)
+    assert "messaging_rooms 0.0" in httpx.get(f"{api.url}/metrics").text
