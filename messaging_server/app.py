@@ -47,6 +47,7 @@ from messaging_server.inboxes.origins import PUBLIC_PREFIX, Origins, PublicCors
 from messaging_server.inboxes.service import ApiKeyCheck
 from messaging_server.inboxes.visitors import VisitorTokens
 from messaging_server.leads import routes as lead_routes
+from messaging_server.leads.search import LeadSearch
 from messaging_server.limiter import Limiter
 from messaging_server.models import Caller, Visitor
 from messaging_server.realtime import Domain, Realtime, VisitorDomain
@@ -81,6 +82,7 @@ def create_app(config: Config) -> Litestar:
     suggestions = Suggestions(config.ai, database, bus)
     visitor_tokens = VisitorTokens(database, config.auth.secret, bus)
     origins = Origins(database)
+    lead_search = LeadSearch(database)
     limiter = Limiter(enabled=config.limits.enabled)
     realtime = Realtime(
         config,
@@ -154,7 +156,8 @@ def create_app(config: Config) -> Litestar:
                 "limiter": limiter,
                 "appender": appender,
                 "uploads": uploads,
-                "conversation_list": ConversationList(database),
+                "conversation_list": ConversationList(database, lead_search),
+                "lead_search": lead_search,
                 "dashboard": Dashboard(database, config.ai),
                 "analysis": analysis,
                 "suggestions": suggestions,

@@ -29,7 +29,7 @@ MINIMUM_POSTGRES = 14
 STATEMENT_TIMEOUT_SECONDS = 30
 ACQUIRE_TIMEOUT_SECONDS = 5
 RETRY_AFTER_SECONDS = 2
-PLANNING_CONNECTIONS = 3
+ENGINE_CONNECTIONS = 3
 DEADLOCK_ATTEMPTS = 3
 NOT_RUNNING = "The server is starting or shutting down"
 
@@ -131,7 +131,7 @@ class Database:
         self._bus = bus
         self.pool: asyncpg.Pool | None = None
         self.leases: Leases | None = None
-        self._planning_pool: asyncpg.Pool | None = None
+        self._engine_pool: asyncpg.Pool | None = None
 
     @property
     def links(self) -> Links:
@@ -143,20 +143,18 @@ class Database:
         """Open the pool; raises `StartupError` when the database can't be used."""
         try:
             self.pool = await self._open_pool(min_size=2, max_size=self._pool_size)
-            self._planning_pool = await self._open_pool(
-                min_size=0, max_size=PLANNING_CONNECTIONS, plan_cache_mode="force_custom_plan"
-            )
+            self._engine_pool = await self._open_pool(min_size=0, max_size=ENGINE_CONNECTIONS)
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StartupError(f"The database can't be reached: {error}") from None
         self.leases = Leases(self.pool, timeout_seconds=ACQUIRE_TIMEOUT_SECONDS)
-        ENGINE.pool = self._planning_pool  # for what Piccolo asks by itself: the data browser
+        ENGINE.pool = self._engine_pool  # for what Piccolo asks by itself: the data browser
         version = int(await self.fetch_value("select current_setting('server_version_num')::int"))
         if version < MINIMUM_POSTGRES * 10_000:
             raise StartupError(
                 f"Postgres {version // 10_000} is too old: {MINIMUM_POSTGRES} or later is needed"
             )
 
-    def _open_pool(self, *, min_size: int, max_size: int, **settings: str) -> Any:
+    def _open_pool(self, *, min_size: int, max_size: int) -> Any:
         return asyncpg.create_pool(
             self.dsn,
             min_size=min_size,
@@ -165,11 +163,7 @@ class Database:
             reset=_keep_session,
             timeout=ACQUIRE_TIMEOUT_SECONDS,
             command_timeout=STATEMENT_TIMEOUT_SECONDS,
-            server_settings={
-                "application_name": "messaging_server",
-                "timezone": "UTC",
-                **settings,
-            },
+            server_settings={"application_name": "messaging_server", "timezone": "UTC"},
         )
 
     async def stop(self) -> None:
@@ -177,7 +171,7 @@ class Database:
         leases, self.leases = self.leases, None
         if leases is not None:
             await leases.end()
-        for pool in (self.pool, self._planning_pool):
+        for pool in (self.pool, self._engine_pool):
             if pool is None:
                 continue
             try:
@@ -197,20 +191,6 @@ class Database:
     async def execute(self, sql: str, *arguments: Any) -> str:
         """Returns the command tag, e.g. `UPDATE 3`."""
         return await self._call("execute", sql, arguments)  # type: ignore[no-any-return]  # asyncpg is untyped
-
-    async def fetch_planned(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
-        """Like `fetch`, planned anew for these arguments, on a connection of its own.
-
-        For what may be rare or common, where that decides which index is the right one.
-        """
-        return await translated(self._fetch_planned(sql, arguments))
-
-    async def _fetch_planned(self, sql: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        if self._planning_pool is None:
-            raise Unavailable(NOT_RUNNING, retry_after_seconds=1)
-        async with self._planning_pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
-            return rows
 
     async def _call(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
         """In the open transaction, if there is one, else on a connection of the pool."""

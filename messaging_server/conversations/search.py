@@ -16,32 +16,31 @@ from messaging_server.conversations.filters import (
     are_few,
     where,
 )
-from messaging_server.conversations.tag_frequencies import TagFrequencies, TagFrequency
-from messaging_server.conversations.text_search import (
-    among_first,
-    by_index,
-    find_leads,
-    is_common,
-)
+from messaging_server.conversations.text_search import TextSearch, among_first, by_index
 from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.conversations.view_queries import LISTED, LISTED_JOINS, views_of
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
+from messaging_server.frequencies import ElementFrequencies, Frequency
+from messaging_server.leads.search import LeadSearch
 from messaging_server.models import Caller
 
-WALKED_FOR_WORDS = 300
-"""Conversations that are looked at one by one; with 20 messages each it takes up to 40 ms."""
 WALKED_FOR_TAGS = 1_000
-"""These are only compared: a millisecond."""
+"""Conversations that are compared one by one: a millisecond."""
+LOOKED_UP_FOR_TAGS = 2.0
+"""What it costs to look up a conversation and sort it, in conversations that are gone through."""
+EVERYWHERE = 0.2
+"""To look up more than one in five conversations takes longer than to go through those sought."""
 
 
 class ConversationList:
     """Pages of conversations, as one caller sees them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, leads: LeadSearch) -> None:
         self._database = database
         self._views = ViewCache()
-        self._tags = TagFrequencies(database)
+        self._tags = ElementFrequencies(database, "conversations", "tags")
+        self._texts = TextSearch(database, leads)
 
     async def fetch_page(
         self,
@@ -69,19 +68,19 @@ class ConversationList:
         """The first `size` rows of `LISTED`, with the time by which they are sorted."""
         if filters.exclude_each_other:
             return []
-        frequency = TagFrequency()
+        frequency = Frequency()
         if filters.tag is not None:
-            frequency = await self._tags.fetch(filters.tag)
-        in_place = frequency.is_common(wanted=size)
+            frequency = (await self._tags.fetch()).get(filters.tag, frequency)
+        in_place = frequency.is_common(wanted=size, looked_up=LOOKED_UP_FOR_TAGS)
         selection = Selection(caller, filters, cursor, tag_in_place=in_place)
-        if filters.search is not None:
+        if filters.search is not None and filters.search.split():
             return await self._search(selection, filters.search, size=size)
         if filters.tag is not None:
             return await self._find_tagged(selection, filters.tag, frequency, size=size)
         return await self._fetch(selection, selection.statement(), size=size)
 
     async def _find_tagged(
-        self, selection: Selection, tag: str, frequency: TagFrequency, *, size: int
+        self, selection: Selection, tag: str, frequency: Frequency, *, size: int
     ) -> Sequence[Mapping[str, Any]]:
         """A common tag is found among the first conversations, a rare one by the index of tags.
 
@@ -94,7 +93,7 @@ class ConversationList:
             rows = await self._fetch(selection, statement, found, size=size)
             if len(rows) == size or await are_few(self._database, others, WALKED_FOR_TAGS):
                 return rows
-            if frequency.is_everywhere:
+            if frequency.fraction > EVERYWHERE:
                 return await self._fetch(selection, selection.statement(), size=size)
         statement = others.statement()
         found = tagged(others, statement, tag, size=size)
@@ -104,15 +103,15 @@ class ConversationList:
         self, selection: Selection, search: str, *, size: int
     ) -> Sequence[Mapping[str, Any]]:
         """What is common is found among the first conversations, what is rare by the indexes."""
-        if await is_common(self._database, selection, search):
+        sought = await self._texts.prepare(search, wanted=size)
+        if sought.is_common:
             statement = selection.statement()
-            found = among_first(selection, statement, search, walked=WALKED_FOR_WORDS, size=size)
+            found = among_first(selection, statement, sought)
             rows = await self._fetch(selection, statement, found, size=size)
-            if len(rows) == size or await are_few(self._database, selection, WALKED_FOR_WORDS):
+            if len(rows) == size or await are_few(self._database, selection, sought.walked):
                 return rows
         statement = selection.statement()
-        leads = await find_leads(self._database, selection.caller, search)
-        found = by_index(selection, statement, search, leads, size=size)
+        found = by_index(selection, statement, sought)
         return await self._fetch(selection, statement, found, size=size)
 
     async def _fetch(

@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 
 from messaging_server.database import Database, row_count
 from messaging_server.errors import Conflict
+from messaging_server.leads.search import LeadText, matches_in_place, matches_indexed
 from messaging_server.models import Caller, Lead, LeadDetails, timestamp
 
 COLUMNS = "l.id, l.name, l.email, l.phone, l.attributes, l.created_at, l.updated_at"
@@ -128,17 +129,17 @@ async def list_leads(
     database: Database,
     caller: Caller,
     *,
-    search: str | None,
+    text: LeadText | None,
     limit: int,
     cursor: LeadCursor | None,
 ) -> tuple[list[Lead], LeadCursor | None]:
-    """Newest first; `search` is part of the name, e-mail or phone."""
-    matches = f"and {search_condition('$5')}" if search else "and $5::text is null"
+    """Newest first; `text` is part of the name, e-mail or phone."""
+    source, arguments = _matching(text, wanted=limit + 1)
     rows = await database.fetch(
         f"""
         select {COLUMNS}
-        from leads l
-        where {VISIBLE} {matches}
+        from {source}
+        where {VISIBLE}
           and ($3::timestamptz is null or (l.created_at, l.id) < ($3, $4::uuid))
         order by l.created_at desc, l.id desc
         limit {limit + 1}
@@ -147,34 +148,21 @@ async def list_leads(
         caller.id,
         cursor.created_at if cursor else None,
         cursor.id if cursor else None,
-        search_pattern(search) if search else None,
+        *arguments,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     following = LeadCursor(last["created_at"], last["id"]) if last else None
     return [to_lead(row) for row in rows[:limit]], following
 
 
-SEARCH_TEXT = "lead_search_text(l.name, l.email, l.phone)"
-
-
-def search_condition(parameter: str) -> str:
-    """Matches leads `l`; the trigrams are what the index holds, the position is the proof."""
-    trigrams = f"trigrams({SEARCH_TEXT}) @> trigrams(lower({parameter}))"
-    return f"({trigrams} and {search_condition_in_place(parameter)})"
-
-
-def search_condition_in_place(parameter: str) -> str:
-    """For a few leads `l` at hand.
-
-    Postgres lowers both sides: Python's rules for `İ` and `Σ` are others.
-    """
-    return f"position(lower({parameter}) in {SEARCH_TEXT}) > 0"
-
-
-def search_pattern(search: str) -> str:
-    """Three characters or more match anywhere; fewer only where a word begins."""
-    text = " ".join(search.split())
-    return text if len(text) >= 3 else f" {text}"
+def _matching(text: LeadText | None, *, wanted: int) -> tuple[str, list[Any]]:
+    """All leads `l`, or those that match, with the parameters from `$5` on."""
+    if text is None:
+        return "leads l", []
+    if text.frequency.is_common(wanted=wanted):
+        return f"(select * from leads l where {matches_in_place('$5')}) l", [text.pattern]
+    found = f"select * from leads l where {matches_indexed('$5', '$6')} offset 0"
+    return f"({found}) l", [text.pattern, text.pieces]
 
 
 async def update_lead(

@@ -30,7 +30,7 @@ async def list_leads(
     leads, following = await queries.list_leads(
         request.database,
         request.caller,
-        search=search,
+        text=await request.app.state.lead_search.prepare(search) if search else None,
         limit=limit,
         cursor=decode_cursor(cursor, queries.LeadCursor) if cursor is not None else None,
     )

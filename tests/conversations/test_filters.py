@@ -14,6 +14,7 @@ from messaging_server.conversations.filters import Filters, Sort
 from messaging_server.conversations.search import ConversationList
 from messaging_server.database import Database
 from messaging_server.events import Bus
+from messaging_server.leads.search import LeadSearch
 from messaging_server.models import Caller, Priority, Role, Status
 from messaging_server.postgres import EmbeddedPostgres
 from tests.conftest import fresh_database
@@ -79,7 +80,7 @@ def test_all_combinations(inbox_dsn: str, who: str, monkeypatch: pytest.MonkeyPa
     async def compare() -> list[int]:
         database = Database(inbox_dsn, pool_size=2, bus=Bus())
         await database.start()
-        found = ConversationList(database)
+        found = ConversationList(database, LeadSearch(database))
         sizes = []
         for given in combinations(
             status=(None, *Status),
@@ -174,7 +175,7 @@ def test_what_does_not_match_is_not_read(apart_dsn: str, filters: Filters, most:
     async def read() -> int:
         database = Database(apart_dsn, pool_size=2, bus=Bus())
         await database.start()
-        found = ConversationList(database)
+        found = ConversationList(database, LeadSearch(database))
         async with database.transaction():
             for _ in range(6):  # then Postgres keeps a plan
                 assert await found.fetch_page(ADMIN, filters, limit=20, cursor=None) == ([], None)
@@ -208,7 +209,7 @@ def test_statements_are_planned_once(apart_dsn: str, filters: Filters) -> None:
     async def plan() -> tuple[int, int]:
         database = Database(apart_dsn, pool_size=2, bus=Bus())
         await database.start()
-        found = ConversationList(database)
+        found = ConversationList(database, LeadSearch(database))
         async with database.transaction():
             for _ in range(8):
                 await found.fetch_page(ADMIN, filters, limit=20, cursor=None)

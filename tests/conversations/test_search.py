@@ -11,11 +11,15 @@ import asyncpg
 import msgspec
 import pytest
 
-from messaging_server.conversations import search, text_search
-from messaging_server.conversations.filters import Filters, Selection, Sort
+from messaging_server.conversations import text_search
+from messaging_server.conversations.filters import Filters, Sort
 from messaging_server.conversations.search import ConversationList
+from messaging_server.conversations.text_search import Sought, TextSearch
+from messaging_server.conversations.word_frequencies import Sample
 from messaging_server.database import Database
 from messaging_server.events import Bus
+from messaging_server.frequencies import Frequency
+from messaging_server.leads.search import LeadSearch, LeadText
 from messaging_server.models import Caller, Conversation, Role, Status
 from messaging_server.postgres import EmbeddedPostgres
 from tests.conftest import fresh_database
@@ -83,31 +87,29 @@ async def all_pages(found: ConversationList, caller: Caller, filters: Filters) -
 @pytest.mark.parametrize("who", CALLERS)
 def test_all_ways_find_the_same(talks_dsn: str, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the way changes from page to page, or the first conversations have too few."""
+    chance = random.Random(7)  # noqa: S311  # repeatable
+
+    def at_random(_frequency: Frequency, **_: Any) -> bool:
+        return chance.random() < 0.5
 
     async def compare() -> None:
         database = Database(talks_dsn, pool_size=2, bus=Bus())
         await database.start()
-        found = ConversationList(database)
-        really = search.is_common
-        chance = random.Random(7)  # noqa: S311  # repeatable
-
-        async def at_random(*arguments: Any) -> bool:
-            return await really(*arguments) if chance.random() < 0.3 else chance.random() < 0.5
-
+        found = ConversationList(database, LeadSearch(database))
         sizes = []
         for words, others in itertools.product(
-            ("order", "zabala", "ana", "an", "rare zabala", "order 7", "nothing"),
+            ("order", "zabala", "ana", "an", "a", "rare zabala", "order 7", "nothing", "  "),
             ({}, {"status": Status.OPEN}, {"sort": Sort.URGENCY}, {"unassigned": True}),
         ):
             filters = Filters(search=words, **others)
             chosen = await all_pages(found, CALLERS[who], filters)
             assert len(chosen) == len(set(chosen))
             sizes.append(len(chosen))
-            for walked, leads in ((1_000, 10_000), (300, 10_000), (50, 20), (100, 0)):
+            for walked in (1_000, 300, 50, 20):
                 with monkeypatch.context() as patched:
-                    patched.setattr(search, "is_common", at_random)
-                    patched.setattr(search, "WALKED_FOR_WORDS", walked)
-                    patched.setattr(text_search, "MATCHING_LEADS", leads)
+                    patched.setattr(Frequency, "is_common", at_random)
+                    patched.setattr(text_search, "WALKED_WITH_MESSAGES", walked)
+                    patched.setattr(text_search, "WALKED_WITH_LEADS", walked)
                     assert await all_pages(found, CALLERS[who], filters) == chosen, filters
         await database.stop()
         most = {"admin": CONVERSATIONS, "agent": CONVERSATIONS // 4, "newcomer": 3}
@@ -118,26 +120,55 @@ def test_all_ways_find_the_same(talks_dsn: str, who: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("words", "who", "common"),
+    ("search", "in_messages", "in_leads"),
     [
-        ("order", "admin", True),
-        ("ana", "admin", True),
-        ("zabala", "admin", False),
-        ("order", "agent", True),
-        ("zabala", "agent", True),  # the sample is of their own
-        ("zabala", "newcomer", True),
+        ("order", True, False),
+        ("ORD", True, False),  # the beginning of a word
+        ("order-7", False, False),  # few begin with a 7
+        ("zabala", False, False),
+        ("order zabala", False, False),
+        ("ana", False, True),
+        ("a", False, True),
+        ("b", False, True),
+        ("t", True, False),
+        ("nothing", False, False),
+        ("!", False, False),
     ],
 )
-def test_a_sample_says_what_is_common(talks_dsn: str, words: str, who: str, common: bool) -> None:
-    """And what is few is looked through in any case."""
-
-    async def ask() -> bool:
+def test_what_is_common(talks_dsn: str, search: str, in_messages: bool, in_leads: bool) -> None:
+    async def ask() -> Sought:
         database = Database(talks_dsn, pool_size=2, bus=Bus())
         await database.start()
-        caller = CALLERS[who]
-        selection = Selection(caller, Filters(search=words), None)
-        found = await text_search.is_common(database, selection, words)
+        sought = await TextSearch(database, LeadSearch(database)).prepare(search, wanted=21)
         await database.stop()
-        return found
+        return sought
 
-    assert asyncio.run(ask()) is common
+    sought = asyncio.run(ask())
+    assert (sought.is_common_in_messages, sought.is_common_in_leads) == (in_messages, in_leads)
+
+
+def test_leads_are_looked_up_by_their_rarest_pieces(talks_dsn: str) -> None:
+    """ " Za" and its kind instead of those that all leads have."""
+
+    async def ask() -> list[LeadText]:
+        database = Database(talks_dsn, pool_size=2, bus=Bus())
+        await database.start()
+        search = LeadSearch(database)
+        texts = [await search.prepare(text) for text in ("Ana Zabala 600", "ab", "z")]
+        await database.stop()
+        return texts
+
+    long, short, single = asyncio.run(ask())
+    pieces = {long.pattern.lower()[begin - 1 : begin + 2] for begin in long.pieces}
+    assert pieces <= {"a z", " za", "zab", "aba", "bal", "ala", "la ", "a 6"}
+    assert len(pieces) == 3
+    assert (short.pattern, short.pieces) == (" ab", [1])
+    assert (single.pattern, single.pieces) == (" z", [])
+
+
+def test_beginnings_are_counted() -> None:
+    words = ["not", "ord", "order", "ordinary", "other"]
+    sample = Sample(rows=1_000.0, sampled=10, words=words, counts=[0, 1, 2, 4, 5, 6])
+    fractions = {"o": 0.5, "ord": 0.4, "order": 0.2, "OTHER": 0.1, "p": 0, "order ord": 0.2}
+    assert {each: sample.frequency(each).fraction for each in fractions} == fractions
+    assert sample.frequency("!").fraction == 0

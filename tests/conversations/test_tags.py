@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from messaging_server.conversations.filters import Filters
-from messaging_server.conversations.search import ConversationList
-from messaging_server.conversations.tag_frequencies import TagFrequencies, TagFrequency
+from messaging_server.conversations.search import LOOKED_UP_FOR_TAGS, ConversationList
 from messaging_server.database import Database
 from messaging_server.events import Bus
+from messaging_server.frequencies import ElementFrequencies, Frequency
+from messaging_server.leads.search import LeadSearch
 from messaging_server.models import Caller, Conversation, Role
 from messaging_server.postgres import EmbeddedPostgres
 from tests.conftest import fresh_database
@@ -31,7 +32,9 @@ from lead, generate_series(1, $2) n
 
 
 async def all_with(database: Database, caller: Caller, tag: str) -> list[UUID]:
-    listed, found, cursor = ConversationList(database), [], None
+    listed = ConversationList(database, LeadSearch(database))
+    found: list[UUID] = []
+    cursor = None
     while True:
         page, cursor = await listed.fetch_page(caller, Filters(tag=tag), limit=30, cursor=cursor)
         shown = [msgspec.json.decode(each, type=Conversation) for each in page]
@@ -69,9 +72,9 @@ def test_both_ways_find_the_same(postgres: EmbeddedPostgres) -> None:
             for analysed in (False, True):
                 if analysed:
                     await database.execute("analyze conversations")
-                    frequencies = TagFrequencies(database)
-                    assert (await frequencies.fetch("common")).is_common(wanted=31)
-                    assert not (await frequencies.fetch("rare")).is_common(wanted=31)
+                    known = await ElementFrequencies(database, "conversations", "tags").fetch()
+                    assert known["common"].is_common(wanted=31)
+                    assert not known["rare"].is_common(wanted=31)
                 for caller in callers:
                     for tag in ("common", "rare", "odd", "unknown", "it's"):
                         found = await all_with(database, caller, tag)
@@ -90,5 +93,6 @@ def test_a_tag_is_common_when_going_through_all_finds_it_sooner(
     frequency: float, common: bool
 ) -> None:
     """21 of 100,000: 4,200 gone through for 0.5 %, or 500 looked up; 1,050 for 2 %, or 2,000."""
-    assert TagFrequency(100_000, frequency).is_common(wanted=21) is common
-    assert not TagFrequency().is_common(wanted=21)
+    known = Frequency(100_000, frequency)
+    assert known.is_common(wanted=21, looked_up=LOOKED_UP_FOR_TAGS) is common
+    assert not Frequency().is_common(wanted=21)

@@ -1,0 +1,81 @@
+"""How common the beginning of a word is in messages, from a sample of them.
+
+Postgres's own statistics hold whole words, and only common ones: of order numbers that all begin
+alike each is rare, and their beginning is not.
+"""
+
+import re
+from bisect import bisect_left
+from itertools import accumulate
+
+from msgspec import Struct
+
+from messaging_server.database import Database
+from messaging_server.frequencies import Frequency
+from messaging_server.remembered import Remembered
+
+SAMPLED_MESSAGES = 2_000
+REMEMBERED_SECONDS = 300.0
+LAST = "\U0010ffff"
+
+_WORDS = re.compile(r"\w+")
+
+
+class Sample(Struct, frozen=True):
+    """Words in the order of their characters; `counts[i]` messages hold one before `words[i]`."""
+
+    rows: float
+    sampled: int
+    words: list[str]
+    counts: list[int]
+
+    def frequency(self, search: str) -> Frequency:
+        """Of messages that hold all words, or begin one with them: that of the rarest."""
+        beginnings = _WORDS.findall(search.lower())
+        if not beginnings or not self.sampled:
+            return Frequency()
+        fewest = min(self._count(beginning) for beginning in beginnings)
+        return Frequency(self.rows, min(1.0, fewest / self.sampled))
+
+    def _count(self, beginning: str) -> int:
+        first = bisect_left(self.words, beginning)
+        last = bisect_left(self.words, beginning + LAST)
+        return self.counts[last] - self.counts[first]
+
+
+class WordFrequencies:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._remembered: Remembered[None, Sample] = Remembered(seconds=REMEMBERED_SECONDS)
+
+    async def fetch(self, search: str) -> Frequency:
+        sample = await self._remembered.find(None, self._read)
+        return sample.frequency(search)
+
+    async def _read(self, _: None) -> Sample:
+        """Whole blocks of the table, so that few are read."""
+        rows = await self._database.fetch_value(
+            "select reltuples from pg_class where oid = 'messages'::regclass"
+        )
+        found = await self._database.fetch(
+            f"""
+            with sample as materialized (
+                select words from messages tablesample system ($1) limit {SAMPLED_MESSAGES}
+            )
+            select null as word, count(*) from sample
+            union all (
+                select word, count(*)
+                from (select unnest(tsvector_to_array(words)) as word from sample) words
+                group by word
+                order by word collate "C"
+            )
+            """,
+            min(100.0, 100.0 * SAMPLED_MESSAGES / max(rows, 1)),
+        )
+        (_, sampled), *words = found
+        return Sample(
+            rows=max(rows, sampled),
+            sampled=sampled,
+            words=[word for word, _ in words],
+            counts=[0, *accumulate(count for _, count in words)],
+        )

@@ -1,0 +1,84 @@
+"""Leads by any part of their name, e-mail or phone (`docs/decisions/0002`).
+
+An index holds the pieces of three characters of each lead. A text is looked up by those of its
+pieces that fewest leads have: the index takes a hundred times as long where it must compare the
+lists of common ones too, such as `@ex` and `com`. That the pieces stand together is proved then.
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from messaging_server.database import Database
+from messaging_server.frequencies import ElementFrequencies, Frequency
+
+PIECE = 3
+LOOKED_UP_PIECES = 3
+
+_TEXT = "lead_search_text(l.name, l.email, l.phone)"
+
+
+class LeadText(Struct, frozen=True):
+    """What is looked for, how common it is, and where its rarest pieces begin, from 1."""
+
+    pattern: str
+    frequency: Frequency
+    pieces: list[int]
+
+
+class LeadSearch:
+    def __init__(self, database: Database) -> None:
+        self._frequencies = ElementFrequencies(database, "leads_search", "trigrams")
+
+    async def prepare(self, search: str) -> LeadText:
+        pattern = search_pattern(search)
+        lowered = pattern.lower()
+        known = await self._frequencies.fetch()
+        found = {
+            lowered[at : at + PIECE]: (known.get(lowered[at : at + PIECE], Frequency()), at + 1)
+            for at in range(len(lowered) - PIECE + 1)
+        }
+        rarest = sorted(found.values(), key=lambda piece: piece[0].fraction)[:LOOKED_UP_PIECES]
+        return LeadText(
+            pattern=pattern,
+            frequency=rarest[0][0] if rarest else _of_beginning(lowered, known),
+            pieces=[begin for _, begin in rarest],
+        )
+
+
+def _of_beginning(text: str, known: Mapping[str, Frequency]) -> Frequency:
+    """Of a text that is shorter than a piece: that of all pieces that begin with it."""
+    alike = [frequency for piece, frequency in known.items() if piece.startswith(text)]
+    if not alike:
+        return Frequency()
+    return Frequency(alike[0].rows, min(1.0, sum(each.fraction for each in alike)))
+
+
+def search_pattern(search: str) -> str:
+    """Three characters or more match anywhere; fewer only where a word begins."""
+    text = " ".join(search.split())
+    return text if len(text) >= PIECE else f" {text}"
+
+
+def matches_indexed(pattern: str, pieces: str) -> str:
+    """For leads `l`, by the index. Given are two parameters, the members of a `LeadText`.
+
+    They hide in a `select`, so that no plan is better for knowing them, and one serves all.
+    """
+    return f"""(
+        trigrams({_TEXT}) @> array(
+            select piece
+            from unnest({pieces}::integer[]) begin,
+                substr(lower({pattern}), begin, {PIECE}) piece
+            where length(piece) = {PIECE}
+        )
+        and {matches_in_place(pattern)}
+    )"""
+
+
+def matches_in_place(pattern: str) -> str:
+    """For a few leads `l` at hand.
+
+    Postgres lowers both sides: Python's rules for `İ` and `Σ` are others.
+    """
+    return f"position((select lower({pattern})) in {_TEXT}) > 0"
