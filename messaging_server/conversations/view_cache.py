@@ -2,8 +2,8 @@
 
 Most of a page's cost is turning rows into JSON, and most of a page is the same the next time. A
 row version has its own `xmin` (the id of the transaction that wrote it), so a view is as good as
-new while the rows that it was made of still have theirs, whoever writes them. All users together
-have one version: there are few, and they seldom change.
+new while its row still has that, whoever writes it. A change of the lead writes the rows of its
+conversations too. All users together have one version: there are few, and they seldom change.
 """
 
 from uuid import UUID
@@ -17,8 +17,8 @@ from messaging_server.models import Conversation
 MAX_VIEWS = 10_000
 
 
-Versions = tuple[int, int, int]
-"""`xmin` of the conversation and of its lead, and the version of the users."""
+Versions = tuple[int, int]
+"""`xmin` of the conversation, which changes with its lead too, and the version of the users."""
 
 
 class View(Struct, frozen=True):

@@ -29,10 +29,7 @@ VISIBLE = "($1 or c.assigned_agent_id = $2)"
 
 UNREAD = "c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count"
 
-VERSIONS = """
-    c.xmin as version_of_row, l.xmin as version_of_lead,
-    (select version from shown_users) as version_of_users
-"""
+VERSIONS = "c.xmin as version_of_row, (select version from shown_users) as version_of_users"
 
 LISTED = f"""
     c.id, {VERSIONS}, {UNREAD}, (select date_part('epoch', now())) as read_at
@@ -58,11 +55,14 @@ COLUMNS = f"""
 """
 
 LISTED_JOINS = """
-    join leads l on l.id = c.lead_id
     left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}
 """
 
-JOINS = f"{LISTED_JOINS} left join users u on u.id = c.assigned_agent_id"
+JOINS = f"""
+    join leads l on l.id = c.lead_id
+    {LISTED_JOINS}
+    left join users u on u.id = c.assigned_agent_id
+"""
 
 
 _STATUSES = members(Status)
@@ -208,7 +208,7 @@ async def _read_views(
 
 
 def versions_of(row: Mapping[str, Any]) -> Versions:
-    return row["version_of_row"], row["version_of_lead"], row["version_of_users"]
+    return row["version_of_row"], row["version_of_users"]
 
 
 async def fetch_views(

@@ -182,15 +182,10 @@ async def update_lead(
                 and (l.identity, l.name, l.email, l.phone, l.contact_verified) is distinct from
                     (w.identity, w.name, w.email, w.phone, w.contact_verified)
             returning l.id
-        ),
-        shown as (
-            update conversations c
-            set version = c.version + 1, updated_at = now()
-            from changed
-            where c.lead_id = changed.id
-            returning c.id
         )
-        select id, array(select id from shown) as conversation_ids from changed
+        select l.id,
+            array(select c.id from conversations c where c.lead_id = l.id) as conversation_ids
+        from changed l
         """,
         lead_id,
         known.name,
@@ -213,6 +208,15 @@ async def merge_lead(
 
     The conversation that the visitor just had becomes the newest, so that it goes on there.
     """
+    await database.execute(
+        """
+        update leads l set attributes = anonymous.attributes || l.attributes
+        from leads anonymous
+        where l.id = $2 and anonymous.id = $1
+        """,
+        anonymous_id,
+        verified_id,
+    )
     rows = await database.fetch(
         """
         with newest as (
@@ -249,14 +253,5 @@ async def merge_lead(
         "update attachments set lead_id = $2 where lead_id = $1", anonymous_id, verified_id
     )
     await database.execute("select record_lead_merge($1, $2)", anonymous_id, verified_id)
-    await database.execute(
-        """
-        with removed as (delete from leads where id = $1 returning attributes)
-        update leads l set attributes = removed.attributes || l.attributes
-        from removed
-        where l.id = $2
-        """,
-        anonymous_id,
-        verified_id,
-    )
+    await database.execute("delete from leads where id = $1", anonymous_id)
     return Changed(verified_id, conversation_ids)

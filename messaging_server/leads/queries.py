@@ -168,7 +168,10 @@ def _matching(text: LeadText | None, *, wanted: int) -> tuple[str, list[Any]]:
 async def update_lead(
     database: Database, caller: Caller, lead_id: UUID, changes: Mapping[str, Any]
 ) -> tuple[Lead, tuple[UUID, ...]] | None:
-    """Set the columns in `changes`; the lead and its conversations, None when not visible."""
+    """Set the columns in `changes`; the lead and its conversations, None when not visible.
+
+    A trigger makes a new version of each of these.
+    """
     attributes = changes.get("attributes")
     row = await database.fetch_row(
         f"""
@@ -183,15 +186,10 @@ async def update_lead(
                 updated_at = now()
             where {VISIBLE} and l.id = $3
             returning {COLUMNS}
-        ),
-        shown as (
-            update conversations c
-            set version = c.version + 1, updated_at = now()
-            from l
-            where c.lead_id = l.id
-            returning c.id
         )
-        select {COLUMNS}, array(select id from shown) as conversation_ids from l
+        select {COLUMNS},
+            array(select c.id from conversations c where c.lead_id = l.id) as conversation_ids
+        from l
         """,
         caller.is_admin,
         caller.id,
