@@ -8,6 +8,7 @@ decided here but in the SQL of each query.
 import asyncio
 import base64
 import binascii
+import functools
 import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -392,15 +393,20 @@ def encode_cursor(cursor: Struct) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
+@functools.cache
+def _cursor_decoder(kind: type[Struct]) -> msgspec.msgpack.Decoder[tuple[str, Any]]:
+    return msgspec.msgpack.Decoder(tuple[str, kind])  # type: ignore[valid-type]  # known at run time
+
+
 def decode_cursor(text: str, kind: type[C]) -> C:
     """Raises `ValidationFailed` for anything that `encode_cursor` did not make of a `kind`."""
     try:
         padded = text.encode() + b"=" * (-len(text) % 4)
         data = base64.b64decode(padded, altchars=b"-_", validate=True)
-        name, cursor = msgspec.msgpack.decode(data, type=tuple[str, kind])  # type: ignore[valid-type]  # known at run time
+        name, cursor = _cursor_decoder(kind).decode(data)
     except (binascii.Error, msgspec.MsgspecError, ValueError, RecursionError):
         name, cursor = "", None
-    if cursor is None or name != kind.__name__:
+    if name != kind.__name__ or not isinstance(cursor, kind):
         raise ValidationFailed.of("cursor", "is not one that this list gave out")
     return cursor
 

@@ -16,6 +16,7 @@ from messaging_server.conversations.filters import (
     are_few,
     where,
 )
+from messaging_server.conversations.kinds import KindCounts, of_kind
 from messaging_server.conversations.text_search import TextSearch, among_first, by_index
 from messaging_server.conversations.view_cache import ViewCache
 from messaging_server.conversations.view_queries import LISTED, LISTED_JOINS, views_of
@@ -40,6 +41,7 @@ class ConversationList:
         self._database = database
         self._views = ViewCache()
         self._tags = ElementFrequencies(database, "conversations", "tags")
+        self._kinds = KindCounts(database)
         self._texts = TextSearch(database, leads)
 
     async def fetch_page(
@@ -75,6 +77,11 @@ class ConversationList:
         selection = Selection(caller, filters, cursor, tag_in_place=in_place)
         if filters.search is not None and filters.search.split():
             return await self._search(selection, filters.search, size=size)
+        if await self._kinds.are_few(selection, wanted=size):
+            selection = replace(selection, tag_in_place=True)
+            statement = selection.statement()
+            found = of_kind(selection, statement, size=size)
+            return await self._fetch(selection, statement, found, size=size)
         if filters.tag is not None:
             return await self._find_tagged(selection, filters.tag, frequency, size=size)
         return await self._fetch(selection, selection.statement(), size=size)

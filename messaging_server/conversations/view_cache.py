@@ -6,10 +6,11 @@ new while its row still has that, whoever writes it. A change of the lead writes
 conversations too. All users together have one version: there are few, and they seldom change.
 """
 
+from collections import OrderedDict
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from messaging_server.conversations.urgency import Wait
 from messaging_server.models import Conversation
@@ -30,10 +31,10 @@ class View(Struct, frozen=True):
 
     @classmethod
     def of(cls, versions: Versions, conversation: Conversation, wait: Wait | None) -> "View":
-        plain = structs.replace(conversation, unread_count=0, urgency=None)
-        json = msgspec.json.encode(plain)
+        """Of a conversation with nothing unread and without an urgency."""
+        json = msgspec.json.encode(conversation)
         assert json.endswith(_OPEN_END)
-        return cls(versions, json.removesuffix(_OPEN_END), wait)
+        return cls(versions, json[: -len(_OPEN_END)], wait)
 
     def shown(self, *, unread_count: int, now: float) -> msgspec.Raw:
         """The conversation with what was left out."""
@@ -49,7 +50,7 @@ class ViewCache:
     """At most `MAX_VIEWS`, about 1 KB each; the one that came first goes first."""
 
     def __init__(self) -> None:
-        self._views: dict[UUID, View] = {}
+        self._views: OrderedDict[UUID, View] = OrderedDict()
 
     def find(self, conversation_id: UUID, versions: Versions) -> View | None:
         view = self._views.get(conversation_id)
@@ -58,5 +59,5 @@ class ViewCache:
     def keep(self, conversation_id: UUID, view: View) -> None:
         """Not for what a transaction has read that may still change it."""
         if len(self._views) >= MAX_VIEWS and conversation_id not in self._views:
-            del self._views[next(iter(self._views))]
+            self._views.popitem(last=False)
         self._views[conversation_id] = view

@@ -21,6 +21,7 @@ from messaging_server.models import (
     SenderType,
     Source,
     Status,
+    Urgency,
     members,
 )
 
@@ -31,12 +32,14 @@ UNREAD = "c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_cou
 
 VERSIONS = "c.xmin as version_of_row, (select version from shown_users) as version_of_users"
 
-LISTED = f"""
-    c.id, {VERSIONS}, {UNREAD}, (select date_part('epoch', now())) as read_at
-"""
+LISTED = f"c.id, {VERSIONS}, {UNREAD}, (select date_part('epoch', now())) as read_at"
 """What a list reads of each conversation."""
 
-COLUMNS = f"""
+LISTED_JOINS = """
+    left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}
+"""
+
+STATE = f"""
     c.id, c.inbox_id, c.status, c.priority, c.priority_source, c.tags, c.tags_source,
     c.ai_summary, c.ai_priority, c.ai_tags, c.ai_provider,
     {shown_time("c.ai_updated_at")} as ai_updated_at, c.analyzed_seq,
@@ -45,24 +48,22 @@ COLUMNS = f"""
     {shown_time("c.waiting_since")} as waiting_since,
     {shown_time("c.snoozed_until")} as snoozed_until,
     {shown_time("c.created_at")} as created_at, {shown_time("c.updated_at")} as updated_at,
-    c.version, c.assigned_agent_id, {UNREAD},
-    date_part('epoch', c.waiting_since) as waiting_at,
-    date_part('epoch', {URGENT_SINCE}) as urgent_at, date_part('epoch', now()) as read_at,
+    c.version, c.assigned_agent_id, date_part('epoch', c.waiting_since) as waiting_at,
+    date_part('epoch', {URGENT_SINCE}) as urgent_at,
     u.email as agent_email, u.name as agent_name,
     l.id as lead_id, l.name as lead_name, l.email as lead_email, l.phone as lead_phone,
     l.attributes as lead_attributes, {shown_time("l.created_at")} as lead_created_at,
     {shown_time("l.updated_at")} as lead_updated_at
 """
+"""What is shown of a conversation, but for what depends on the viewer or the moment."""
 
-LISTED_JOINS = """
-    left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}
-"""
-
-JOINS = f"""
+STATE_JOINS = """
     join leads l on l.id = c.lead_id
-    {LISTED_JOINS}
     left join users u on u.id = c.assigned_agent_id
 """
+
+COLUMNS = f"{STATE}, {UNREAD}, date_part('epoch', now()) as read_at"
+JOINS = f"{STATE_JOINS} {LISTED_JOINS}"
 
 
 _STATUSES = members(Status)
@@ -73,7 +74,15 @@ _CONTENT_TYPES = members(ContentType)
 
 
 def to_conversation(row: Mapping[str, Any]) -> Conversation:
+    """Of a row with `COLUMNS`."""
     wait = wait_of(row)
+    urgency = wait.urgency(row["read_at"]) if wait else None
+    return _conversation(row, unread_count=row["unread_count"], urgency=urgency)
+
+
+def _conversation(
+    row: Mapping[str, Any], *, unread_count: int, urgency: Urgency | None
+) -> Conversation:
     return Conversation(
         id=row["id"],
         inbox_id=row["inbox_id"],
@@ -93,8 +102,8 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         version=row["version"],
-        unread_count=row["unread_count"],
-        urgency=wait.urgency(row["read_at"]) if wait else None,
+        unread_count=unread_count,
+        urgency=urgency,
     )
 
 
@@ -175,13 +184,13 @@ async def views_of(
     database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
 ) -> list[msgspec.Raw]:
     """The conversations of rows with `LISTED`, as JSON; without those just lost to sight."""
-    held = [(row, cache.find(row["id"], versions_of(row))) for row in rows]
-    missing = [row["id"] for row, view in held if view is None]
-    read = await _read_views(database, cache, caller, missing) if missing else {}
-    seen = ((row, view or read.get(row["id"])) for row, view in held)
+    held = {row["id"]: cache.find(row["id"], versions_of(row)) for row in rows}
+    missing = [conversation_id for conversation_id, view in held.items() if view is None]
+    if missing:
+        held.update(await _read_views(database, cache, caller, missing))
     return [
         view.shown(unread_count=row["unread_count"], now=row["read_at"])
-        for row, view in seen
+        for row, view in zip(rows, held.values(), strict=True)
         if view is not None
     ]
 
@@ -191,8 +200,8 @@ async def _read_views(
 ) -> dict[UUID, View]:
     rows = await database.fetch(
         f"""
-        select {VERSIONS}, {COLUMNS}
-        from conversations c {JOINS.format(user_id="$2")}
+        select {VERSIONS}, {STATE}
+        from conversations c {STATE_JOINS}
         where {VISIBLE} and c.id = any($3)
         """,
         caller.is_admin,
@@ -201,7 +210,8 @@ async def _read_views(
     )
     found = {}
     for row in rows:
-        view = View.of(versions_of(row), to_conversation(row), wait_of(row))
+        plain = _conversation(row, unread_count=0, urgency=None)
+        view = View.of(versions_of(row), plain, wait_of(row))
         found[row["id"]] = view
         cache.keep(row["id"], view)
     return found

@@ -140,7 +140,8 @@ def test_the_oldest_view_makes_room(
     cache = ViewCache()
     ids = [uuid7() for _ in range(5)]
     for each in ids:
-        view = View.of((1, 3), structs.replace(conversation, id=each), wait=None)
+        plain = structs.replace(conversation, id=each, unread_count=0, urgency=None)
+        view = View.of((1, 3), plain, wait=None)
         cache.keep(each, view)
         cache.keep(each, view)
     kept = [cache.find(each, (1, 3)) for each in ids]

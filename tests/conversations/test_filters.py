@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -10,10 +11,12 @@ import asyncpg
 import pytest
 
 from messaging_server.conversations import search
-from messaging_server.conversations.filters import Filters, Sort
+from messaging_server.conversations.filters import Filters, Selection, Sort
+from messaging_server.conversations.kinds import KindCounts
 from messaging_server.conversations.search import ConversationList
 from messaging_server.database import Database
 from messaging_server.events import Bus
+from messaging_server.frequencies import Frequency
 from messaging_server.leads.search import LeadSearch
 from messaging_server.models import Caller, Priority, Role, Status
 from messaging_server.postgres import EmbeddedPostgres
@@ -71,11 +74,17 @@ def combinations(**values: Any) -> Iterator[dict[str, Any]]:
         yield dict(zip(values, chosen, strict=True))
 
 
+@pytest.mark.parametrize("is_way_random", [False, True])
 @pytest.mark.parametrize("who", ["admin", "agent"])
-def test_all_combinations(inbox_dsn: str, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_combinations(
+    inbox_dsn: str, who: str, is_way_random: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Few are gone through for a tag, so that it is found in all ways."""
     caller = ADMIN if who == "admin" else AGENT
     monkeypatch.setattr(search, "WALKED_FOR_TAGS", 60)
+    if is_way_random:
+        chance = random.Random(7)  # noqa: S311  # repeatable
+        monkeypatch.setattr(Frequency, "is_common", lambda *_, **__: chance.random() < 0.5)
 
     async def compare() -> list[int]:
         database = Database(inbox_dsn, pool_size=2, bus=Bus())
@@ -131,6 +140,35 @@ select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname 
 """By this connection in its transaction; what an index alone tells is not among them."""
 
 
+@pytest.mark.parametrize(
+    ("filters", "are_few"),
+    [
+        ({"status": Status.OPEN}, False),
+        ({"status": Status.SNOOZED, "priority": Priority.HIGH}, True),
+        ({"status": Status.OPEN, "priority": Priority.HIGH}, False),
+        ({"status": Status.OPEN, "priority": Priority.HIGH, "unassigned": False}, False),
+        ({"status": Status.OPEN, "assigned_agent_id": AGENT.id}, False),
+        ({"status": Status.SNOOZED, "assigned_agent_id": AGENT.id}, True),
+        ({"priority": Priority.HIGH, "assigned_agent_id": AGENT.id}, False),
+        ({"status": Status.OPEN, "unassigned": True}, True),
+        ({"status": Status.RESOLVED, "unassigned": True}, False),
+        ({"status": Status.OPEN, "priority": Priority.LOW, "sort": Sort.URGENCY}, False),
+    ],
+)
+def test_the_counts_say_what_few_meet(
+    apart_dsn: str, filters: dict[str, Any], are_few: bool
+) -> None:
+    async def ask() -> bool:
+        database = Database(apart_dsn, pool_size=2, bus=Bus())
+        await database.start()
+        selection = Selection(ADMIN, Filters(**filters), None)
+        found = await KindCounts(database).are_few(selection, wanted=21)
+        await database.stop()
+        return found
+
+    assert asyncio.run(ask()) is are_few
+
+
 @pytest.fixture(scope="module")
 def apart_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
     async def seed(dsn: str) -> None:
@@ -163,6 +201,7 @@ def apart_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
         (Filters(assigned_agent_id=AGENT.id, status=Status.SNOOZED), 50),
         (Filters(assigned_agent_id=AGENT.id, priority=Priority.LOW), 50),
         (Filters(assigned_agent_id=AGENT.id, priority=Priority.LOW, unreplied=True), 50),
+        (Filters(assigned_agent_id=AGENT.id, status=Status.SNOOZED, priority=Priority.LOW), 0),
         (Filters(assigned_agent_id=AGENT.id, unassigned=True), 0),
         (Filters(unassigned=True, status=Status.OPEN), 50),
         (Filters(unassigned=True, priority=Priority.HIGH, tag="common"), 50),
@@ -195,6 +234,9 @@ def test_what_does_not_match_is_not_read(apart_dsn: str, filters: Filters, most:
         Filters(),
         Filters(status=Status.OPEN),
         Filters(status=Status.OPEN, priority=Priority.HIGH, assigned_agent_id=AGENT.id),
+        Filters(status=Status.OPEN, priority=Priority.LOW, tag="common"),
+        Filters(assigned_agent_id=AGENT.id, priority=Priority.LOW),
+        Filters(unassigned=True, status=Status.OPEN),
         Filters(unreplied=True),
         Filters(sort=Sort.URGENCY, priority=Priority.HIGH),
         Filters(tag="common"),
