@@ -66,6 +66,12 @@ select c.id, g, case when g % 2 = 1 then 'LEAD' else 'AGENT' end,
     'Hello, my order number ' || (random() * 1e6)::int || ' has not arrived, what about it? '
         || md5(random()::text), (g + 1) / 2
 from conversations c, generate_series(1, {per}) g;
+
+insert into conversation_reads (conversation_id, user_id, seq, lead_message_count)
+select c.id, u.id, {per}, {per} / 2
+from conversations c
+join users u on u.role = 'ADMIN' or u.id = c.assigned_agent_id
+where abs(hashtext(c.id::text)) % 4 > 0;
 """
 
 

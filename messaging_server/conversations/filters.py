@@ -11,6 +11,12 @@ from messaging_server.conversations.urgency import NEEDS_REPLY, URGENT_SINCE
 from messaging_server.database import Database
 from messaging_server.models import Caller, Priority, Status
 
+COMPARED = """
+    xmin, id, lead_id, assigned_agent_id, status, priority, tags, waiting_since, last_activity_at,
+    lead_message_count
+"""
+"""What a list filters and sorts by, and what it reads."""
+
 UNREPLIED = "c.waiting_since is not null and c.status <> 'RESOLVED'"
 
 
@@ -138,13 +144,18 @@ class Selection(Struct, frozen=True):
             statement.where("c.waiting_since is null" if is_unresolved else f"not ({UNREPLIED})")
 
     def first(self, statement: Statement, limit: int) -> str:
-        """The first of them, whole rows, as a subquery: they are gone through one by one."""
+        """The first of them as conversations `c`: they are gone through one by one."""
         return f"""(
-            select * from conversations c
+            select {COMPARED} from conversations c
             {where(statement.conditions)}
             {self.order.clause}
             limit {limit}
         ) c"""
+
+
+def looked_up(condition: str) -> str:
+    """Those that an index finds, as conversations `c`: all of them, whatever else is asked."""
+    return f"(select {COMPARED} from conversations where {condition} offset 0) c"
 
 
 def where(conditions: list[str]) -> str:

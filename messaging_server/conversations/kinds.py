@@ -10,7 +10,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from messaging_server.conversations.filters import Selection, Sort, Statement, where
+from messaging_server.conversations.filters import Selection, Sort, Statement, looked_up, where
 from messaging_server.database import Database
 from messaging_server.frequencies import Frequency
 from messaging_server.models import Priority, Status
@@ -83,8 +83,8 @@ class KindCounts:
         return counts
 
 
-def of_kind(selection: Selection, statement: Statement, *, size: int) -> str:
-    """The first of the selection, by the index of its kind, as a subquery.
+def of_kind(selection: Selection, statement: Statement) -> str:
+    """The selection, by the index of its kind.
 
     The kind hides in a `select`, so that no plan is better for knowing it, and one serves all.
     """
@@ -98,10 +98,4 @@ def of_kind(selection: Selection, statement: Statement, *, size: int) -> str:
     if kind.agent_id is not None:
         agent_id = statement.parameter(kind.agent_id)
         conditions.append(f"coalesce(assigned_agent_id, '{NOBODY}') = (select {agent_id}::uuid)")
-    return f"""
-        select c.id
-        from (select * from conversations {where(conditions)} offset 0) c
-        {where(statement.conditions)}
-        {selection.order.clause}
-        limit {size}
-    """
+    return f"{looked_up(' and '.join(conditions))} {where(statement.conditions)}"

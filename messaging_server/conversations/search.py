@@ -14,12 +14,13 @@ from messaging_server.conversations.filters import (
     Sort,
     Statement,
     are_few,
+    looked_up,
     where,
 )
 from messaging_server.conversations.kinds import KindCounts, of_kind
 from messaging_server.conversations.text_search import TextSearch, among_first, by_index
 from messaging_server.conversations.view_cache import ViewCache
-from messaging_server.conversations.view_queries import LISTED, LISTED_JOINS, views_of
+from messaging_server.conversations.view_queries import LISTED, views_of
 from messaging_server.database import Database
 from messaging_server.errors import ValidationFailed
 from messaging_server.frequencies import ElementFrequencies, Frequency
@@ -80,7 +81,7 @@ class ConversationList:
         if await self._kinds.are_few(selection, wanted=size):
             selection = replace(selection, tag_in_place=True)
             statement = selection.statement()
-            found = of_kind(selection, statement, size=size)
+            found = of_kind(selection, statement)
             return await self._fetch(selection, statement, found, size=size)
         if filters.tag is not None:
             return await self._find_tagged(selection, filters.tag, frequency, size=size)
@@ -96,14 +97,14 @@ class ConversationList:
         others = replace(selection, filters=replace(selection.filters, tag=None))
         if selection.tag_in_place:
             statement = others.statement()
-            found = tagged_among_first(others, statement, tag, size=size)
+            found = tagged_among_first(others, statement, tag)
             rows = await self._fetch(selection, statement, found, size=size)
             if len(rows) == size or await are_few(self._database, others, WALKED_FOR_TAGS):
                 return rows
             if frequency.fraction > EVERYWHERE:
                 return await self._fetch(selection, selection.statement(), size=size)
         statement = others.statement()
-        found = tagged(others, statement, tag, size=size)
+        found = tagged(statement, tag)
         return await self._fetch(selection, statement, found, size=size)
 
     async def _search(
@@ -124,19 +125,15 @@ class ConversationList:
     async def _fetch(
         self, selection: Selection, statement: Statement, found: str | None = None, *, size: int
     ) -> Sequence[Mapping[str, Any]]:
-        """The rows of `found`, a subquery of ids, or else those that meet the conditions.
+        """The first rows of `found`, conversations `c`, or else those that meet the conditions.
 
         `size` is written out: as a parameter it would keep Postgres planning every time.
         """
-        source, conditions = "conversations c", where(statement.conditions)
-        if found is not None:
-            source, conditions = f"({found}) found join conversations c on c.id = found.id", ""
         order, user_id = selection.order, statement.parameter(selection.caller.id)
         return await self._database.fetch(
             f"""
-            select {LISTED}, date_part('epoch', {order.time}) as sorted_at
-            from {source} {LISTED_JOINS.format(user_id=user_id)}
-            {conditions}
+            select {LISTED.format(user_id=user_id)}, date_part('epoch', {order.time}) as sorted_at
+            from {found or f"conversations c {where(statement.conditions)}"}
             {order.clause}
             limit {size}
             """,
@@ -148,33 +145,16 @@ def cursor_after(row: Mapping[str, Any], sort: Sort) -> ConversationCursor:
     return ConversationCursor(sort, datetime.fromtimestamp(row["sorted_at"], UTC), row["id"])
 
 
-def tagged_among_first(others: Selection, statement: Statement, tag: str, *, size: int) -> str:
-    """Those of the first conversations that have the tag, as a subquery.
+def tagged_among_first(others: Selection, statement: Statement, tag: str) -> str:
+    """Those of the first conversations that have the tag.
 
     The tag hides in a `select`, so that no plan is better for knowing it, and one serves all.
     """
-    return f"""
-        select c.id
-        from {others.first(statement, WALKED_FOR_TAGS)}
-        where c.tags @> (select array[{statement.parameter(tag)}::text])
-        {others.order.clause}
-        limit {size}
-    """
+    has_tag = f"c.tags @> (select array[{statement.parameter(tag)}::text])"
+    return f"{others.first(statement, WALKED_FOR_TAGS)} where {has_tag}"
 
 
-def tagged(others: Selection, statement: Statement, tag: str, *, size: int) -> str:
-    """The first conversations with a rare tag, as a subquery: by the index of tags, then sorted.
-
-    The tag hides here too.
-    """
-    return f"""
-        select c.id
-        from (
-            select * from conversations
-            where tags @> (select array[{statement.parameter(tag)}::text])
-            offset 0
-        ) c
-        {where(statement.conditions)}
-        {others.order.clause}
-        limit {size}
-    """
+def tagged(statement: Statement, tag: str) -> str:
+    """Those with a rare tag, by the index of tags; the tag hides here too."""
+    has_tag = f"tags @> (select array[{statement.parameter(tag)}::text])"
+    return f"{looked_up(has_tag)} {where(statement.conditions)}"

@@ -63,7 +63,7 @@ class TextSearch:
 
 
 def among_first(selection: Selection, statement: Statement, sought: Sought) -> str:
-    """Those of the first conversations whose lead or messages match, as a subquery.
+    """Those of the first conversations whose lead or messages match.
 
     What is common is looked at in each of them, one after the other until there are enough
     (`offset 0` makes Postgres do so); what is rare the index names once for all.
@@ -85,17 +85,11 @@ def among_first(selection: Selection, statement: Statement, sought: Sought) -> s
         )"""
     else:
         in_messages = f"c.id in ({_conversations(words)})"
-    return f"""
-        select c.id
-        from {selection.first(statement, sought.walked)}
-        where {in_lead} or {in_messages}
-        {selection.order.clause}
-        limit {sought.wanted}
-    """
+    return f"{selection.first(statement, sought.walked)} where {in_lead} or {in_messages}"
 
 
 def by_index(selection: Selection, statement: Statement, sought: Sought) -> str:
-    """The first conversations whose messages match, or which are of these leads, as a subquery.
+    """The first conversations whose messages match, or which are of these leads.
 
     Words and leads hide in a `select`, so that no plan is better for knowing them, and one serves
     all.
@@ -103,15 +97,16 @@ def by_index(selection: Selection, statement: Statement, sought: Sought) -> str:
     pieces = statement.parameter(sought.lead.pieces)
     leads = _leads(statement.parameter(sought.lead.pattern), pieces)
     conversations = _conversations(statement.parameter(sought.words))
-    return " union ".join(
+    found = " union ".join(
         f"""(
             select c.id from conversations c
-            {where([*statement.conditions, f"{column} = any(array({found}))"])}
+            {where([*statement.conditions, f"{column} = any(array({matching}))"])}
             {selection.order.clause}
             limit {sought.wanted}
         )"""
-        for column, found in (("c.id", conversations), ("c.lead_id", leads))
+        for column, matching in (("c.id", conversations), ("c.lead_id", leads))
     )
+    return f"({found}) found join conversations c on c.id = found.id"
 
 
 def _leads(pattern: str, pieces: str) -> str:

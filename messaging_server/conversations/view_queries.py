@@ -28,16 +28,18 @@ from messaging_server.models import (
 VISIBLE = "($1 or c.assigned_agent_id = $2)"
 """$1: the caller is ADMIN; $2: the caller's id."""
 
-UNREAD = "c.lead_message_count - coalesce(r.lead_message_count, 0) as unread_count"
-
 VERSIONS = "c.xmin as version_of_row, (select version from shown_users) as version_of_users"
 
-LISTED = f"c.id, {VERSIONS}, {UNREAD}, (select date_part('epoch', now())) as read_at"
-"""What a list reads of each conversation."""
-
-LISTED_JOINS = """
-    left join conversation_reads r on r.conversation_id = c.id and r.user_id = {user_id}
+UNREAD = """
+    c.lead_message_count - coalesce((
+        select r.lead_message_count from conversation_reads r
+        where r.conversation_id = c.id and r.user_id = {user_id}
+    ), 0) as unread_count
 """
+READ_AT = "(select date_part('epoch', now())) as read_at"
+
+LISTED = f"c.id, {VERSIONS}, {UNREAD}, {READ_AT}"
+"""What a list reads of each conversation."""
 
 STATE = f"""
     c.id, c.inbox_id, c.status, c.priority, c.priority_source, c.tags, c.tags_source,
@@ -57,13 +59,9 @@ STATE = f"""
 """
 """What is shown of a conversation, but for what depends on the viewer or the moment."""
 
-STATE_JOINS = """
-    join leads l on l.id = c.lead_id
-    left join users u on u.id = c.assigned_agent_id
-"""
+JOINS = "join leads l on l.id = c.lead_id left join users u on u.id = c.assigned_agent_id"
 
-COLUMNS = f"{STATE}, {UNREAD}, date_part('epoch', now()) as read_at"
-JOINS = f"{STATE_JOINS} {LISTED_JOINS}"
+COLUMNS = f"{STATE}, {UNREAD}, {READ_AT}"
 
 
 _STATUSES = members(Status)
@@ -169,8 +167,8 @@ async def fetch_conversation(
 ) -> Conversation | None:
     row = await database.fetch_row(
         f"""
-        select {COLUMNS}
-        from conversations c {JOINS.format(user_id="$2")}
+        select {COLUMNS.format(user_id="$2")}
+        from conversations c {JOINS}
         where {VISIBLE} and c.id = $3
         """,
         caller.is_admin,
@@ -201,7 +199,7 @@ async def _read_views(
     rows = await database.fetch(
         f"""
         select {VERSIONS}, {STATE}
-        from conversations c {STATE_JOINS}
+        from conversations c {JOINS}
         where {VISIBLE} and c.id = any($3)
         """,
         caller.is_admin,
@@ -230,11 +228,11 @@ async def fetch_views(
     """
     rows = await database.fetch(
         f"""
-        select viewer.id as viewer_id, {COLUMNS}
+        select viewer.id as viewer_id, {COLUMNS.format(user_id="viewer.id")}
         from unnest($1::uuid[], $2::boolean[]) as viewer (id, is_admin)
         join conversations c
             on c.id = any($3) and (viewer.is_admin or c.assigned_agent_id = viewer.id)
-        {JOINS.format(user_id="viewer.id")}
+        {JOINS}
         """,
         [caller.id for caller in callers],
         [caller.is_admin for caller in callers],
