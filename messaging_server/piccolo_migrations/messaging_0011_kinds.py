@@ -1,4 +1,4 @@
-"""An index of the kinds of conversations, for filters together that few of them meet.
+"""An index of the kinds of conversations, for filters together that few of them meet; their counts.
 
 It is of expressions, so that Postgres never takes it by itself (`docs/decisions/0017-filters.md`).
 """
@@ -17,6 +17,10 @@ create index conversations_kind on conversations (
     (coalesce(priority, '')),
     (coalesce(assigned_agent_id, '00000000-0000-0000-0000-000000000000'))
 );
+
+-- Where many conversations came at once, their counts are summed up into few rows. The dashboard
+-- goes through all pages that are left, and vacuum gives none back where it skips the indexes.
+alter table conversation_counts set (vacuum_index_cleanup = on);
 """
 
 
