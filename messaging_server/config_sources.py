@@ -21,6 +21,9 @@ from messaging_server.errors import StartupError
 from messaging_server.origin import canonical_origin
 
 ENVIRONMENT_PREFIX = "MESSAGING_"
+PASSWORD_VARIABLE = "MESSAGING_PASSWORD"  # noqa: S105  # a variable's name
+"""No key: `create-user` takes its password from it."""
+
 MASK = "********"
 
 SECRETS = frozenset({"auth.secret", "ai.api_key", "storage.secret_access_key"})
@@ -110,11 +113,44 @@ def _environment(environ: Mapping[str, str], provider: str) -> Iterator[tuple[st
         if environ.get(variable) and variable != foreign:
             yield variable, section, key, environ[variable]
     for variable, text in sorted(environ.items()):
-        if variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
-            section, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__", 1)
-            if any("\ud800" <= each <= "\udfff" for each in text):  # what was no UTF-8
-                raise StartupError(f"{variable}: is not valid UTF-8")
-            yield variable, section, key, _parse(text, section, key)
+        if not variable.startswith(ENVIRONMENT_PREFIX) or _is_not_ours(variable, text):
+            continue
+        section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        if not separator:
+            raise StartupError(f"{variable}: names no key{_suggest_variable(variable)}")
+        if not is_utf_8(text):
+            raise StartupError(f"{variable}: is not valid UTF-8")
+        yield variable, section, key, _parse(text, section, key)
+
+
+def is_utf_8(text: str) -> bool:
+    """Whether it was, outside; Python keeps other bytes as lone surrogates."""
+    return not any("\ud800" <= each <= "\udfff" for each in text)
+
+
+_SERVICE_LINK = re.compile(
+    r"\w+_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_\w+)=.*|\w+_PORT=(tcp|udp|sctp)://.*", re.DOTALL
+)
+
+
+def _is_not_ours(variable: str, text: str) -> bool:
+    """The password for `create-user`, and what tells of a service called `messaging-server`.
+
+    Kubernetes sets MESSAGING_SERVER_PORT=tcp://10.0.0.1:80, MESSAGING_SERVER_SERVICE_HOST… then:
+    https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+    """
+    is_link = "__" not in variable and _SERVICE_LINK.fullmatch(f"{variable}={text}")
+    return variable == PASSWORD_VARIABLE or bool(is_link)
+
+
+def _suggest_variable(variable: str) -> str:
+    """The variable of a key that looks like it; compared without the prefix they all share."""
+    known = tuple(
+        f"{section}__{key}".upper()
+        for section, keys in structs.asdict(Config()).items()
+        for key in keys.__struct_fields__
+    )
+    return _suggest(variable.removeprefix(ENVIRONMENT_PREFIX), known, prefix=ENVIRONMENT_PREFIX)
 
 
 def _parse(text: str, section: str, key: str) -> Any:
@@ -160,9 +196,9 @@ def _refuse_unknown_keys(
                 raise StartupError(f"{where}: unknown key {section}.{key}{hint}")
 
 
-def _suggest(word: str, known: tuple[str, ...]) -> str:
+def _suggest(word: str, known: tuple[str, ...], *, prefix: str = "") -> str:
     matches = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+    return f" (did you mean {prefix}{matches[0]}?)" if matches else ""
 
 
 _SITE = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-;=@-~]*)?")

@@ -193,10 +193,36 @@ def test_variables(variable: str, text: str, value: Any) -> None:
 
 
 def test_other_variables_are_not_ours() -> None:
-    assert (
-        load_config(None, {"MESSAGING_PASSWORD": "x", "SERVER__PORT": "1", "PORT": "1"}, {})
-        == Config()
-    )
+    """Among them those that Kubernetes sets for a service called `messaging-server`."""
+    others = {
+        "MESSAGING_PASSWORD": "x",
+        "SERVER__PORT": "1",
+        "PORT": "1",
+        "MESSAGING_SERVER_SERVICE_HOST": "10.0.0.1",
+        "MESSAGING_SERVER_SERVICE_PORT": "80",
+        "MESSAGING_SERVER_SERVICE_PORT_HTTP": "80",
+        "MESSAGING_SERVER_PORT": "tcp://10.0.0.1:80",
+        "MESSAGING_SERVER_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "MESSAGING_SERVER_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert load_config(None, others, {}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("SERVER_PORT", " (did you mean MESSAGING_SERVER__PORT?)"),
+        ("DATABASE_URL", " (did you mean MESSAGING_DATABASE__URL?)"),
+        ("server_data_dir", ""),
+        ("AI_TAGS", " (did you mean MESSAGING_AI__TAGS?)"),
+        ("HOME", ""),
+        ("", ""),
+    ],
+)
+def test_a_variable_that_names_no_key(variable: str, hint: str) -> None:
+    with pytest.raises(StartupError) as raised:
+        load_config(None, {f"MESSAGING_{variable}": "8080"}, {})
+    assert str(raised.value) == f"MESSAGING_{variable}: names no key{hint}"
 
 
 @pytest.mark.parametrize(
