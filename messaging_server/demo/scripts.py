@@ -1,6 +1,7 @@
 """The conversations that the demo plays: JSON, one to a line, checked before anything starts."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ class ScriptedMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     sender: Literal["LEAD", "AGENT"]
     text: Annotated[str, Meta(min_length=1, max_length=10_000)]
-    at: str | None = None
+    at: Annotated[datetime, Meta(tz=True)] | None = None
 
 
 class Script(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
