@@ -1,7 +1,16 @@
 """The command line: `python -m messaging_server [COMMAND]`; without a command it serves."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Quiet at once, also while Python imports; who has something to clean up sets its own.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import errno
+import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -10,16 +19,27 @@ from typing import Any, TypeVar
 import click
 
 from messaging_server.config import AiConfig, Config
-from messaging_server.config_sources import load_config, masked
+from messaging_server.config_sources import PASSWORD_VARIABLE, load_config, masked
 from messaging_server.errors import DomainError, StartupError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_CONFIG = Path("config.toml")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class OneLineErrors(click.Group):
     """Expected failures are one line on standard error and exit code 1, never a traceback."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            discard_output()
+            click.echo(f"messaging_server: can't write ({error.strerror})", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -30,6 +50,13 @@ class OneLineErrors(click.Group):
         except DomainError as error:
             click.echo(f"messaging_server: {error.message}", err=True)
             ctx.exit(1)
+
+
+def discard_output() -> None:
+    """What standard output did not take: Python would try again, and complain, at its end."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def config_options(command: F) -> F:
@@ -101,9 +128,13 @@ def run_server(
 
     configure_logging(config.log)
     listener = serving.listen(config)
-    with serving.StopSignals() as signals, serving.running_database(config) as complete:
-        url, data_dir_in_use = serving.url_of(listener), serving.data_dir(config)
-        announce = partial(welcome, config, url, data_dir_in_use)
+    url, data_dir_in_use = serving.url_of(listener), serving.data_dir(config)
+    announce = partial(welcome, config, url, data_dir_in_use)
+    with (
+        suppress(serving.Stopped),
+        serving.StopSignals() as signals,
+        serving.running_database(config) as complete,
+    ):
         serving.serve(complete, listener, signals, announce=announce)
     click.echo("Stopped.", err=True)
 
@@ -122,6 +153,13 @@ def welcome(config: Config, url: str, data_dir: Path) -> None:
     )
 
 
+def refuse_nan(_ctx: click.Context, _option: click.Parameter, value: float) -> float:
+    """It is neither below nor above the bounds of its range."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number.")
+    return value
+
+
 @main.command()
 @click.option(
     "--from",
@@ -132,7 +170,8 @@ def welcome(config: Config, url: str, data_dir: Path) -> None:
 )
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1_000),
+    callback=refuse_nan,
     default=1.0,
     show_default=True,
     help="Divides the pauses; 0 leaves them out.",
@@ -153,7 +192,7 @@ def demo(
 @click.argument("email")
 @click.option("--name")
 @click.option("--role", type=click.Choice(["ADMIN", "SALES_AGENT"]))
-@click.option("--password", help="Asked for when not given.", envvar="MESSAGING_PASSWORD")
+@click.option("--password", help="Asked for when not given.", envvar=PASSWORD_VARIABLE)
 @config_options
 @click.pass_obj
 def create_user(
@@ -168,11 +207,13 @@ def create_user(
 ) -> None:
     """Create a user; the first one becomes ADMIN. Works while the server runs."""
     from messaging_server.commands import create_user_now
+    from messaging_server.serving import StopSignals
 
     options = merged(common, options)
     config = read_config(options["config_path"], options["data_dir"])
     if password is None:
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+        with StopSignals():  # the terminal shows again what is typed
+            password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     user = create_user_now(config, email=email, password=password, name=name, role=role)
     click.echo(f"Created {user.email} ({user.role}).")
 

@@ -21,15 +21,16 @@ from messaging_server.analysis.report import print_report
 from messaging_server.analysis.report_html import render_html
 from messaging_server.analysis.service import labelled_examples
 from messaging_server.config import Config
+from messaging_server.config_sources import is_utf_8
 from messaging_server.database import Database
-from messaging_server.errors import DataDirectoryInUse, StartupError
+from messaging_server.errors import DataDirectoryInUse, StartupError, ValidationFailed
 from messaging_server.events import Bus
 from messaging_server.http import validation_failed
 from messaging_server.migrations import migrate
 from messaging_server.models import User
 from messaging_server.postgres import EmbeddedPostgres
 from messaging_server.security import Passwords
-from messaging_server.serving import data_dir, running_database
+from messaging_server.serving import StopSignals, data_dir, running_database
 from messaging_server.users import service as users
 
 R = TypeVar("R")
@@ -39,20 +40,26 @@ def create_user_now(
     config: Config, *, email: str, password: str, name: str | None, role: str | None
 ) -> User:
     """Migrates first, so that it may be the very first command."""
+    registration = _registration({"email": email, "password": password, "name": name, "role": role})
 
     async def create(database: Database) -> User:
         passwords = Passwords(rounds=config.auth.bcrypt_rounds)
         try:
-            fields = {"email": email, "password": password, "name": name, "role": role}
-            try:
-                registration = msgspec.convert(fields, users.Registration)
-            except msgspec.ValidationError as error:
-                raise validation_failed(error) from None
             return await users.create_user(database, passwords, registration)
         finally:
             passwords.close()
 
     return with_database(config, create)
+
+
+def _registration(fields: dict[str, str | None]) -> users.Registration:
+    for field, text in fields.items():
+        if text and not is_utf_8(text):
+            raise ValidationFailed.of(field, "is not valid UTF-8")
+    try:
+        return msgspec.convert(fields, users.Registration)
+    except msgspec.ValidationError as error:
+        raise validation_failed(error) from None
 
 
 def migrate_now(config: Config) -> int:
@@ -84,8 +91,11 @@ def with_database(config: Config, work: Callable[[Database], Awaitable[R]]) -> R
 
 @contextlib.contextmanager
 def database_of(config: Config) -> Iterator[Config]:
-    """The configuration with its database: a running server's, else started for this moment."""
-    with contextlib.ExitStack() as stack:
+    """The configuration with its database: a running server's, else started for this moment.
+
+    A signal ends it in order, with `Stopped`.
+    """
+    with StopSignals(), contextlib.ExitStack() as stack:
         try:
             complete = stack.enter_context(running_database(config))
         except DataDirectoryInUse:
@@ -121,7 +131,8 @@ def evaluate_now(
     html_path: Path | None,
 ) -> None:
     """Measure the analyser of each configuration, and show what was found."""
-    evaluations = asyncio.run(_evaluate_all(configs, conversations))
+    with StopSignals():
+        evaluations = asyncio.run(_evaluate_all(configs, conversations))
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     print_report(Console(highlight=False, markup=False, emoji=False), evaluations)

@@ -8,12 +8,11 @@ import contextlib
 import gc
 import signal
 import socket
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import uvicorn
@@ -46,31 +45,64 @@ def data_dir(config: Config) -> Path:
     return default_data_dir()
 
 
+class Stopped(SystemExit):
+    """The process shall end, with the exit code that shells give to this signal."""
+
+
+def _stop(number: int) -> None:
+    raise Stopped(128 + number)
+
+
 class StopSignals:
     """Ctrl-C and SIGTERM: the first ends what runs, later ones nothing, for the end takes a moment.
 
-    It ends by `SystemExit`, which stays inside, while `interrupts` is set. Python swallows an
-    exception in some callbacks, those of imports among them: who starts much asks `received`.
+    It raises `Stopped` in the main thread, unless something else is to happen: `reacting`. Python
+    swallows an exception in some callbacks, those of imports among them: who starts much asks
+    `received`.
     """
 
     def __init__(self) -> None:
         self.received = False
-        self.interrupts = True
+        self._react: Callable[[int], object] = _stop
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         for number in STOPPING:
-            signal.signal(number, self._receive)
+            self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        for number in STOPPING:
-            signal.signal(number, signal.SIG_IGN)  # Python itself ends next
-        return self.received and kind is SystemExit
+    def __exit__(self, *_: object) -> None:
+        for number, previous in self._previous.items():  # once received, Python itself ends next
+            signal.signal(number, signal.SIG_IGN if self.received else previous)
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+    @contextlib.contextmanager
+    def reacting(self, react: Callable[[int], object]) -> Iterator[None]:
+        """Within, this happens at the first signal; `react` gets its number."""
+        previous, self._react = self._react, react
+        try:
+            yield
+        finally:
+            self._react = previous
+
+    @contextlib.contextmanager
+    def cancelling(self) -> Iterator[None]:
+        """Within, the first signal cancels the current task, even if it came before."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        with self.reacting(lambda _number: loop.call_soon_threadsafe(task.cancel)):
+            if self.received:
+                task.cancel()
+            yield
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         is_first, self.received = not self.received, True
-        if is_first and self.interrupts:
-            sys.exit(0)
+        if is_first:
+            self._react(number)
+
+
+def note_only(_number: int) -> None:
+    """For `StopSignals.reacting`: whoever is at work asks `received`."""
 
 
 @contextlib.contextmanager
@@ -223,12 +255,12 @@ def serve(
     `announce` is called once the database can be used.
     """
     asyncio.run(migrate(config.database.url))
-    signals.interrupts = False  # the application is put together by imports
-    if signals.received:
-        return
-    announce()
-    server = Server(uvicorn_config(config, listener), signals=signals)
-    server.run(sockets=[listener])
+    with signals.reacting(note_only):  # the application is put together by imports
+        if signals.received:
+            return
+        announce()
+        server = Server(uvicorn_config(config, listener), signals=signals)
+        server.run(sockets=[listener])
     if not server.started and not signals.received:
         raise StartupError("The server could not start; the log above says why")
 

@@ -194,9 +194,11 @@ def test_the_welcome_and_the_end(postgres: EmbeddedPostgres, folder: Path) -> No
         server.assert_no_defects()
 
 
-MOMENTS: dict[str, Callable[[Path], bool]] = {
+STARTS: dict[str, Callable[[Path], bool]] = {
     "the cluster is being made": lambda folder: (folder / "data").exists(),
     "Postgres starts": lambda folder: any(folder.rglob("postmaster.pid")),
+}
+MOMENTS: dict[str, Callable[[Path], bool]] = STARTS | {
     "the welcome is shown": lambda folder: "Ctrl-C" in (folder / "log").read_text(),
 }
 
@@ -224,6 +226,53 @@ def test_an_end_before_the_start(folder: Path, number: int, moment: str) -> None
     assert shown.endswith("Stopped.\n")
     assert "Traceback" not in shown
     assert not any(folder.rglob("postmaster.pid"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", STARTS)
+@pytest.mark.parametrize("command", ["migrate", "create-user x@example.com"])
+def test_a_command_cut_short(folder: Path, number: int, moment: str, command: str) -> None:
+    """It ends quietly, leaves nothing running, and can be given again."""
+    arguments = (*command.split(), "--data-dir", str(folder / "data"))
+    variables = {"DATABASE_URL": "", "MESSAGING_PASSWORD": PASSWORD}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "messaging_server", *arguments],
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_until(lambda: MOMENTS[moment](folder))
+        for _ in range(3):
+            process.send_signal(number)
+            time.sleep(0.02)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, shown) == (128 + number, "")
+    assert not any(folder.rglob("postmaster.pid"))
+    assert run(*arguments, folder=folder, **variables).returncode == 0
+
+
+def test_an_end_while_python_imports(folder: Path) -> None:
+    """There is nothing to clean up yet, and nothing to say."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "messaging_server", "check-config"],
+        env=environment(PYTHONVERBOSE="1"),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "import 'click._compat'" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -316,6 +365,7 @@ def test_a_wrong_file(
         ("MESSAGING_SERVER__PORT", "x", ["server.port"]),
         ("MESSAGING_SERVER__PROT", "1", ["server.prot", "did you mean port?"]),
         ("MESSAGING_SEVER__PORT", "1", ["sever"]),
+        ("MESSAGING_SERVER_PORT", "1", ["did you mean MESSAGING_SERVER__PORT?"]),
         ("MESSAGING_LOG__LEVEL", "LOUD", ["log.level"]),
         ("MESSAGING_AI__TAGS", "[", ["ai.tags"]),
         ("MESSAGING_AI__TAGS", '[{"name":""}]', ["ai.tags[", "name"]),
@@ -352,6 +402,34 @@ def test_wrong_usage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         result = run_here(monkeypatch, *arguments, folder=folder)
         assert result.returncode == 2
         assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("field", ["email", "name", "password"])
+def test_what_is_no_utf_8(folder: Path, field: str) -> None:
+    fields = {"email": "eva@example.com", "name": "Eva", "password": PASSWORD}
+    fields[field] = f"\udcff{fields[field]}"
+    arguments = ("create-user", fields["email"], "--name", fields["name"])
+    where = ("--data-dir", str(folder / "data"))
+    result = run(*arguments, *where, folder=folder, MESSAGING_PASSWORD=fields["password"])
+    assert_one_line(result, field, "UTF-8")
+    assert not (folder / "data").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("arguments", ["check-config", "--help", "demo --help"])
+def test_no_room_for_what_is_printed(folder: Path, arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "messaging_server", *arguments.split()],
+            env=environment(),
+            cwd=folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "messaging_server: can't write (No space left on device)\n"
 
 
 def test_a_port_out_of_range(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

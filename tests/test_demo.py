@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,6 +99,11 @@ def test_documented_line_can_be_played(tmp_path: Path) -> None:
         ({**GOOD, "messages": [LEAD, {**AGENT, "sender": "BOT"}]}, "messages[1].sender: "),
         ({**GOOD, "messages": [LEAD, {**AGENT, "text": 7}]}, "messages[1].text: "),
         ({**GOOD, "messages": [LEAD, {**AGENT, "text": " "}]}, "messages[1].text: is blank"),
+        ({**GOOD, "messages": [{**LEAD, "at": "May"}]}, "messages[0].at: Invalid RFC3339"),
+        (
+            {**GOOD, "messages": [{**LEAD, "at": "2026-03-02T09:14:08"}]},
+            "messages[0].at: Expected `datetime` with a timezone",
+        ),
         (
             {**GOOD, "messages": [{**LEAD, "text": "a\0b"}]},
             "messages[0].text: is blank or has a NUL",
@@ -496,3 +503,41 @@ def test_bad_file_stops_the_demo_before_it_starts(tmp_path: Path) -> None:
     assert result.stdout == ""
     [line] = result.stderr.splitlines()
     assert f"{path}, line 1: messages: " in line
+
+
+@pytest.mark.parametrize("speed", ["nan", "inf", "-1", "1001"])
+def test_impossible_speed_is_named(speed: str) -> None:
+    result = run_demo("--speed", speed)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("Error: Invalid value for '--speed': ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["Starting a server", "@demo.example"])
+def test_interrupted_demo_leaves_nothing(number: int, moment: str) -> None:
+    """However often it is told."""
+    demo = subprocess.Popen(
+        [sys.executable, "-u", "-m", "messaging_server", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert demo.stdout is not None
+    shown = demo.stdout.readline()
+    directory = re.search(r"server of its own in (\S+)", shown)
+    assert directory
+    try:
+        while moment not in shown:
+            shown += (line := demo.stdout.readline())
+            assert line, shown
+        for _ in range(3):
+            demo.send_signal(number)
+            time.sleep(0.05)
+        shown += demo.communicate(timeout=60)[0]
+    finally:
+        demo.kill()
+    assert demo.returncode == 130
+    assert shown.endswith("Stopped.\n")
+    assert "ERROR" not in shown
+    assert "Traceback" not in shown
+    assert not Path(directory[1]).exists()

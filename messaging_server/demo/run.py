@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,14 @@ from messaging_server.demo.team import Person, Team, gather_team, new_people
 from messaging_server.demo.website import CHAT, visit
 from messaging_server.logs import configure_logging
 from messaging_server.models import Conversation, Page
-from messaging_server.serving import running_database, running_server
+from messaging_server.serving import (
+    Stopped,
+    StopSignals,
+    note_only,
+    running_database,
+    running_server,
+    undisturbed,
+)
 
 GENEROUS = 1_000_000
 INTERRUPTED = 130
@@ -51,18 +57,18 @@ def run_demo(
     """
     scripts = read_scripts(source or BUNDLED)
     console = new_console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with data_directory(console, keep=keep) as directory:
-        console.print(f"Starting a server of its own in {directory}", soft_wrap=True)
-        config = demo_config(directory)
-        configure_logging(config.log)
-        try:
-            with running_database(config) as complete:
+    try:
+        with StopSignals() as signals, data_directory(console, keep=keep) as directory:
+            console.print(f"Starting a server of its own in {directory}", soft_wrap=True)
+            config = demo_config(directory)
+            configure_logging(config.log)
+            with running_database(config) as complete, signals.reacting(note_only):
                 demo = Demo(complete, scripts, console, speed=speed)
-                return asyncio.run(demo.run(stay=console.is_terminal and not exit_when_done))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            console.print("Stopped.")
-            return INTERRUPTED
+                stay = console.is_terminal and not exit_when_done
+                return asyncio.run(demo.run(signals, stay=stay))
+    except (Stopped, asyncio.CancelledError):
+        console.print("Stopped.")
+        return INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -72,10 +78,11 @@ def data_directory(console: Console, *, keep: bool) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        if keep:
-            console.print(f"The data stays in {directory}", soft_wrap=True)
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
+        with undisturbed():
+            if keep:
+                console.print(f"The data stays in {directory}", soft_wrap=True)
+            else:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def demo_config(directory: Path) -> Config:
@@ -107,24 +114,27 @@ class Demo:
         [self._chat] = read_scripts(CHAT)
         self._tally = Tally(conversations=len(scripts) + 1)
 
-    async def run(self, *, stay: bool) -> int:
-        """0 when everything held that was promised, else 1."""
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async def run(self, signals: StopSignals, *, stay: bool) -> int:
+        """0 when everything held that was promised, else 1; a signal cancels the play."""
         async with running_server(self._config) as url:
-            people = new_people()
-            print_welcome(self._console, url, people)
-            conversations: list[Conversation] = []
-            failure: str | None = None
-            try:
-                conversations = await self._play(url, people)
-            except* PromiseBroken as broken:
-                failure = self._reason(broken)
-            print_summary(self._console, self._tally, conversations, failure)
-            if stay:
-                await self._stay(url)
+            with signals.cancelling():
+                failure = await self._show(url)
+                if stay:
+                    await self._stay(url)
         return 0 if failure is None else 1
+
+    async def _show(self, url: str) -> str | None:
+        """The play and its summary; what did not hold, if anything."""
+        people = new_people()
+        print_welcome(self._console, url, people)
+        conversations: list[Conversation] = []
+        failure: str | None = None
+        try:
+            conversations = await self._play(url, people)
+        except* PromiseBroken as broken:
+            failure = self._reason(broken)
+        print_summary(self._console, self._tally, conversations, failure)
+        return failure
 
     async def _play(self, url: str, people: Sequence[Person]) -> list[Conversation]:
         async with gather_team(url, people) as team:
