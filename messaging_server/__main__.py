@@ -133,7 +133,7 @@ def run_server(
     with (
         suppress(serving.Stopped),
         serving.StopSignals() as signals,
-        serving.running_database(config) as complete,
+        serving.running_database(config, signals) as complete,
     ):
         serving.serve(complete, listener, signals, announce=announce)
     click.echo("Stopped.", err=True)

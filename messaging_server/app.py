@@ -2,10 +2,11 @@
 
 `create_app` takes a complete configuration (`database.url`, `auth.secret`, `server.data_dir` and
 `server.public_url` filled in) and returns the application; everything that runs has the lifetime
-of its lifespan.
+of its lifespan. Whoever serves it may set `stop_by` in its state, a time of the event loop.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from typing import Any
 from litestar import Litestar, Router, get
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
+from loguru import logger
 
 from messaging_server.analysis import routes as analysis_routes
 from messaging_server.analysis.service import Analysis
@@ -58,6 +60,8 @@ from messaging_server.users.service import UserTokens
 from messaging_server.web import docs
 from messaging_server.webhooks import routes as webhook_routes
 from messaging_server.webhooks.delivery import Webhooks
+
+GIVE_UP_SECONDS = 0.5
 
 
 def create_app(config: Config) -> Litestar:
@@ -103,7 +107,7 @@ def create_app(config: Config) -> Litestar:
         return visitor
 
     @asynccontextmanager
-    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
         await database.start()
         await realtime.start()
         await analysis.start()
@@ -112,13 +116,16 @@ def create_app(config: Config) -> Litestar:
         try:
             yield
         finally:
-            await maintenance.stop()
-            await suggestions.aclose()
-            await analysis.stop()
-            await webhooks.stop()
-            await realtime.stop()
-            await appender.stop()
-            await database.stop()
+            stops = (
+                maintenance.stop,
+                suggestions.aclose,
+                analysis.stop,
+                webhooks.stop,
+                realtime.stop,
+                appender.stop,
+                database.stop,
+            )
+            await stop_in_order(stops, by=app.state.get("stop_by"), give_up=database.terminate)
             uploads.close()
             passwords.close()
 
@@ -170,6 +177,27 @@ def create_app(config: Config) -> Litestar:
     with_cors = PublicCors(app.asgi_handler, origins)
     app.asgi_handler = Edge(with_cors, access_log=config.log.level in ("TRACE", "DEBUG"))
     return app
+
+
+async def stop_in_order(
+    stops: Sequence[Callable[[], Awaitable[None]]], *, by: float | None, give_up: Callable[[], None]
+) -> None:
+    """One after the other; what has not stopped `by` then, a time of the loop, is left behind."""
+
+    async def stop() -> None:
+        for each in stops:
+            await each()
+
+    left_seconds = None if by is None else by - asyncio.get_running_loop().time()
+    stopping = asyncio.create_task(stop())
+    await asyncio.wait([stopping], timeout=left_seconds)
+    if not stopping.done():
+        logger.warning("Not everything could be put in order before the end")
+        give_up()
+        stopping.cancel()
+        await asyncio.wait([stopping], timeout=GIVE_UP_SECONDS)
+    elif error := stopping.exception():
+        raise error
 
 
 @get("/docs/asyncapi.json", opt=PUBLIC, include_in_schema=False)

@@ -95,9 +95,9 @@ def database_of(config: Config) -> Iterator[Config]:
 
     A signal ends it in order, with `Stopped`.
     """
-    with StopSignals(), contextlib.ExitStack() as stack:
+    with StopSignals() as signals, contextlib.ExitStack() as stack:
         try:
-            complete = stack.enter_context(running_database(config))
+            complete = stack.enter_context(running_database(config, signals))
         except DataDirectoryInUse:
             url = EmbeddedPostgres(data_dir(config)).dsn
             complete = msgspec.structs.replace(

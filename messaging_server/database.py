@@ -171,13 +171,19 @@ class Database:
         leases, self.leases = self.leases, None
         if leases is not None:
             await leases.end()
-        for pool in (self.pool, self._engine_pool):
-            if pool is None:
-                continue
+        for pool in self._pools():
             try:
                 await asyncio.wait_for(pool.close(), timeout=3)
             except TimeoutError:
                 pool.terminate()
+
+    def terminate(self) -> None:
+        """Break off what is still open; whoever waits for an answer gets an error."""
+        for pool in self._pools():
+            pool.terminate()
+
+    def _pools(self) -> list[asyncpg.Pool]:
+        return [pool for pool in (self.pool, self._engine_pool) if pool is not None]
 
     async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         return await self._call("fetch", sql, arguments)  # type: ignore[no-any-return]  # asyncpg is untyped

@@ -2,7 +2,7 @@
 
 Owns the data directory's lock, the making of the database, and the postmaster's life:
 start, adoption after a crash, revival, stop. Synchronous, for use outside the event loop.
-It never knows a table, and never signals a process that is not the postmaster of this very
+It never knows a table, and never signals a process that is not of the Postgres of this very
 data directory.
 
     DATA_DIR/server.lock         flock, with the pid of the server that holds it
@@ -56,6 +56,7 @@ _SOCKET_PATH_LIMIT = 103  # macOS; Linux allows 107
 _POLL_SECONDS = 0.02
 _RETRY_SECONDS = 0.1
 _REVIVAL_PAUSE_SECONDS = 5.0
+_ABRUPT_SECONDS = 0.5
 _START_TIMEOUT_SECONDS = 120.0  # crash recovery replays up to max_wal_size
 _LOG_SIZE_BYTES = 1_000_000
 
@@ -170,11 +171,14 @@ class EmbeddedPostgres:
             with contextlib.suppress(RuntimeError):  # `stop` came in between
                 self._revival = self._supervisor.submit(self._revive)
 
-    def stop(self) -> None:
-        """End Postgres and give the directory back; harmless when nothing runs."""
+    def stop(self, *, patience_seconds: float = 10.0) -> None:
+        """End Postgres and give the directory back; harmless when nothing runs.
+
+        Most of the patience is for an orderly end; after an abrupt one the next start recovers.
+        """
         self._stopping.set()
         if self._lock is not None:
-            self._supervisor.submit(self._shut_down).result()
+            self._supervisor.submit(self._shut_down, patience_seconds).result()
             os.close(self._lock)
             self._lock = None
         self._supervisor.shutdown()
@@ -292,13 +296,17 @@ class EmbeddedPostgres:
         except (OSError, ValueError):
             return None
 
-    def _shut_down(self) -> None:
-        fast, immediate, kill = signal.SIGINT, signal.SIGQUIT, signal.SIGKILL
-        for signal_number, patience_seconds in ((fast, 7.0), (immediate, 1.5), (kill, 1.0)):
+    def _shut_down(self, patience_seconds: float) -> None:
+        orderly_seconds = patience_seconds - 2 * _ABRUPT_SECONDS
+        for end, seconds in (
+            (_end_orderly, orderly_seconds),
+            (_end_at_once, _ABRUPT_SECONDS),
+            (_kill, _ABRUPT_SECONDS),
+        ):
             if (pid := self._running_pid()) is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal_number)
-            deadline = time.monotonic() + patience_seconds
+                    end(pid)
+            deadline = time.monotonic() + seconds
             while self._running_pid() is not None and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
         if (directory := _socket_directory(self._home)).parent != self._home:
@@ -312,6 +320,33 @@ class EmbeddedPostgres:
             lines = log.read().decode(errors="replace").strip().splitlines()
         complaints = _LOGGED_ERROR.findall("\n".join(lines))
         return (complaints or lines or [f"it ended with status {process.returncode}"])[-1]
+
+
+def _end_orderly(postmaster: int) -> None:
+    os.kill(postmaster, signal.SIGINT)
+
+
+def _end_at_once(postmaster: int) -> None:
+    os.kill(postmaster, signal.SIGQUIT)
+
+
+def _kill(postmaster: int) -> None:
+    """Together with its processes: one that hangs would not notice, and keep the next one out."""
+    for pid in (postmaster, *_children(postmaster)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        if sys.platform == "linux":
+            shown = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        else:
+            command = ["pgrep", "-P", str(pid)]
+            shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return []
+    return [int(child) for child in shown.split()]
 
 
 def make_data_dir(base: Path) -> None:

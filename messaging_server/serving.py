@@ -9,6 +9,7 @@ import gc
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 import msgspec
 import uvicorn
+from litestar import Litestar
 
 from messaging_server.app import create_app
 from messaging_server.config import Config
@@ -31,6 +33,10 @@ WATCH_SECONDS = 1.0
 FRAME_BYTES = 65_536
 BACKLOG = 2_048
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+CLOSING_SECONDS = 2.0
+"""For what a server has to put in order after its last request and analysis."""
+POSTGRES_SECONDS = 3.0
+"""What Postgres has to stop in at least, after that."""
 ALLOCATIONS_A_COLLECTION = 20_000
 """Python's own 700 are a few requests, which leave hardly anything to collect."""
 
@@ -62,7 +68,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received_at: float | None = None
         self._react: Callable[[int], object] = _stop
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -74,6 +80,16 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, previous in self._previous.items():  # once received, Python itself ends next
             signal.signal(number, signal.SIG_IGN if self.received else previous)
+
+    @property
+    def received(self) -> bool:
+        return self.received_at is not None
+
+    def seconds_left(self, seconds: float) -> float:
+        """What is left of these, counted from the signal; all of them without one."""
+        return (
+            seconds if self.received_at is None else self.received_at + seconds - time.monotonic()
+        )
 
     @contextlib.contextmanager
     def reacting(self, react: Callable[[int], object]) -> Iterator[None]:
@@ -96,8 +112,8 @@ class StopSignals:
             yield
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        is_first, self.received = not self.received, True
-        if is_first:
+        if self.received_at is None:
+            self.received_at = time.monotonic()
             self._react(number)
 
 
@@ -117,10 +133,11 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running_database(config: Config) -> Iterator[Config]:
+def running_database(config: Config, signals: StopSignals) -> Iterator[Config]:
     """The configuration with a database to use; the embedded one runs until the end.
 
-    Call it from the main thread, outside the event loop.
+    After a signal it has what is left of `shutdown_seconds` and 5 more to stop in. Call it from
+    the main thread, outside the event loop.
     """
     if config.database.url:
         yield with_secret(config)
@@ -138,7 +155,8 @@ def running_database(config: Config) -> Iterator[Config]:
             stopping.set()
             if watcher.is_alive():
                 watcher.join()
-            postgres.stop()
+            most = config.server.shutdown_seconds + CLOSING_SECONDS + POSTGRES_SECONDS
+            postgres.stop(patience_seconds=max(POSTGRES_SECONDS, signals.seconds_left(most)))
 
 
 def _watch(postgres: EmbeddedPostgres, stopping: threading.Event) -> None:
@@ -195,9 +213,9 @@ def with_places(config: Config, listener: socket.socket) -> Config:
     return msgspec.structs.replace(config, server=server)
 
 
-def uvicorn_config(config: Config, listener: socket.socket) -> uvicorn.Config:
+def uvicorn_config(config: Config, app: Litestar) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(with_places(config, listener)),
+        app,
         http=HttpProtocol,
         ws=WireProtocol,
         ws_max_size=FRAME_BYTES,
@@ -214,33 +232,34 @@ def uvicorn_config(config: Config, listener: socket.socket) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; says when it is up, and leaves signals alone where none are given."""
+    """uvicorn's server; says when it is up, and leaves signals to whoever runs it.
 
-    def __init__(self, config: uvicorn.Config, *, signals: StopSignals | None = None) -> None:
-        super().__init__(config)
-        self._signals = signals
+    It has `shutdown_seconds` and `CLOSING_SECONDS` to stop in.
+    """
+
+    def __init__(self, config: Config, listener: socket.socket) -> None:
+        self._app = create_app(with_places(config, listener))
+        super().__init__(uvicorn_config(config, self._app))
+        self._stop_seconds = config.server.shutdown_seconds + CLOSING_SECONDS
         self.up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         gc.freeze()  # what exists now lives as long as the process
         gc.set_threshold(ALLOCATIONS_A_COLLECTION)
-        if self._signals is not None and self._signals.received:
-            self.should_exit = True
         self.up.set()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Only the first counts: uvicorn would skip the clean end at a second Ctrl-C."""
-        if not self.should_exit:
-            super().handle_exit(sig, frame)
+    def stop(self) -> None:
+        """At the next tenth of a second."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state["stop_by"] = asyncio.get_running_loop().time() + self._stop_seconds
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if self._signals is None:
-            yield
-            return
-        with super().capture_signals():
-            yield
+        yield
 
 
 def serve(
@@ -259,8 +278,11 @@ def serve(
         if signals.received:
             return
         announce()
-        server = Server(uvicorn_config(config, listener), signals=signals)
-        server.run(sockets=[listener])
+        server = Server(config, listener)
+        with signals.reacting(lambda _number: server.stop()):
+            if signals.received:
+                server.stop()
+            server.run(sockets=[listener])
     if not server.started and not signals.received:
         raise StartupError("The server could not start; the log above says why")
 
@@ -273,7 +295,7 @@ async def running_server(config: Config) -> AsyncIterator[str]:
     """
     await migrate(config.database.url)
     listener = listen(config)
-    server = Server(uvicorn_config(config, listener))
+    server = Server(config, listener)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         up = asyncio.create_task(server.up.wait())
@@ -284,6 +306,6 @@ async def running_server(config: Config) -> AsyncIterator[str]:
             raise StartupError("The server could not start; the log above says why")
         yield url_of(listener)
     finally:
-        server.should_exit = True
+        server.stop()
         await task
         listener.close()

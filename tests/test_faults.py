@@ -26,6 +26,7 @@ from tests.client import Api, LiveServer, together, wait_until
 from tests.conftest import SECRET, fresh_database, live_server
 
 SENDERS = 8
+STOP_SECONDS = 10 + 5  # and some more on a busy machine
 RECOVERY_SECONDS = 10.0
 
 
@@ -197,7 +198,8 @@ def frozen(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the backends")
@@ -220,6 +222,21 @@ def test_postgres_hangs_and_goes_on(embedded: LiveServer, admin: Api, data_dir: 
         load.wait_for(50, RECOVERY_SECONDS)
     for response in load.refused:
         assert_unavailable(response)
+    load.check()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the backends")
+def test_the_end_while_postgres_hangs(embedded: LiveServer, admin: Api, data_dir: Path) -> None:
+    """It is not waited for longer than ten seconds, and nothing is left of it or lost."""
+    with Load(admin) as load:
+        load.wait_for(50)
+    with frozen(data_dir):
+        pids = backends_of(postmaster_of(data_dir))
+        started = time.monotonic()
+        assert embedded.stop() == 0
+        assert time.monotonic() - started < STOP_SECONDS
+        wait_until(lambda: not any(Path(f"/proc/{pid}/cwd").exists() for pid in pids))
+    embedded.start()
     load.check()
 
 

@@ -62,7 +62,7 @@ def run_demo(
             console.print(f"Starting a server of its own in {directory}", soft_wrap=True)
             config = demo_config(directory)
             configure_logging(config.log)
-            with running_database(config) as complete, signals.reacting(note_only):
+            with running_database(config, signals) as complete, signals.reacting(note_only):
                 demo = Demo(complete, scripts, console, speed=speed)
                 stay = console.is_terminal and not exit_when_done
                 return asyncio.run(demo.run(signals, stay=stay))
