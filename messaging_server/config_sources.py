@@ -52,12 +52,15 @@ def load_config(
     values = _read_file(path) if path else {}
     origins: dict[str, str] = {}
     provider = _provider(values, environ, overrides)
-    for variable, section, key, value in _environment(environ, provider):
-        values.setdefault(section, {})[key] = value
+    for variable, section, key, text in _environment(environ, provider):
+        _refuse_other_bytes(text, origin=variable)
+        values.setdefault(section, {})[key] = _parse(text, section, key)
         origins[f"{section}.{key}"] = variable
     for section, keys in overrides.items():
         values.setdefault(section, {}).update(keys)
-        origins.update({f"{section}.{key}": "the command line" for key in keys})
+        for key, value in keys.items():
+            _refuse_other_bytes(str(value), origin=f"the command line: {section}.{key}")
+            origins[f"{section}.{key}"] = "the command line"
     config = _convert(values, source=str(path) if path else "the environment", origins=origins)
     config = structs.replace(
         config, ai=_with_key(config.ai), server=_with_canonical_origins(config.server)
@@ -90,7 +93,7 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise StartupError(f"{path}: can't be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise StartupError(f"{path}: not valid TOML: {error}") from None
     for section, keys in values.items():
         if not isinstance(keys, dict):
@@ -107,7 +110,7 @@ def _provider(
     return str(overrides.get("ai", {}).get("provider") or variable or in_file or "openai")
 
 
-def _environment(environ: Mapping[str, str], provider: str) -> Iterator[tuple[str, str, str, Any]]:
+def _environment(environ: Mapping[str, str], provider: str) -> Iterator[tuple[str, str, str, str]]:
     foreign = OTHER_VENDORS.get(provider, OTHER_VENDORS["openai"])
     for variable, (section, key) in CONVENTIONAL_VARIABLES.items():
         if environ.get(variable) and variable != foreign:
@@ -118,9 +121,7 @@ def _environment(environ: Mapping[str, str], provider: str) -> Iterator[tuple[st
         section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if not separator:
             raise StartupError(f"{variable}: names no key{_suggest_variable(variable)}")
-        if not is_utf_8(text):
-            raise StartupError(f"{variable}: is not valid UTF-8")
-        yield variable, section, key, _parse(text, section, key)
+        yield variable, section, key, text
 
 
 def is_utf_8(text: str) -> bool:
@@ -178,6 +179,11 @@ def _convert(values: Mapping[str, Any], *, source: str, origins: Mapping[str, st
         key = where.strip("`").removeprefix("$.")
         origin = origins.get(re.sub(r"\[.*", "", key), source)  # of the whole list
         raise StartupError(f"{origin}: {key}: {rule}") from None
+
+
+def _refuse_other_bytes(text: str, *, origin: str) -> None:
+    if not is_utf_8(text):
+        raise StartupError(f"{origin}: is not valid UTF-8")
 
 
 def _refuse_unknown_keys(

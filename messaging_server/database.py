@@ -74,6 +74,15 @@ AWAY = (
 )
 """The client may try again: the database is away, or chose this statement to end a deadlock."""
 
+UNREACHABLE = (
+    OSError,
+    ValueError,
+    OverflowError,  # a port above 65,535
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
+"""What connecting for the first time may raise, a bad URL included."""
+
 UNSTORABLE = (
     asyncpg.CharacterNotInRepertoireError,
     asyncpg.UntranslatableCharacterError,
@@ -144,8 +153,8 @@ class Database:
         try:
             self.pool = await self._open_pool(min_size=2, max_size=self._pool_size)
             self._engine_pool = await self._open_pool(min_size=0, max_size=ENGINE_CONNECTIONS)
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise StartupError(f"The database can't be reached: {error}") from None
+        except UNREACHABLE as error:
+            raise unreachable(error) from None
         self.leases = Leases(self.pool, timeout_seconds=ACQUIRE_TIMEOUT_SECONDS)
         ENGINE.pool = self._engine_pool  # for what Piccolo asks by itself: the data browser
         version = int(await self.fetch_value("select current_setting('server_version_num')::int"))
@@ -288,6 +297,11 @@ def unavailable(error: Exception) -> Unavailable:
     """What the loss of the database is for the domain; the reason is for the log only."""
     logger.warning("The database is unavailable: {}", repr(error))
     return Unavailable("The database is unavailable", retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+def unreachable(error: Exception) -> StartupError:
+    """What one of `UNREACHABLE` is for whoever starts the program; a timeout has no words."""
+    return StartupError(f"The database can't be reached: {str(error) or 'it does not answer'}")
 
 
 def clean_dsn(dsn: str) -> str:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from messaging_server.database import ENGINE, MINIMUM_POSTGRES, clean_dsn
+from messaging_server.database import (
+    ENGINE,
+    MINIMUM_POSTGRES,
+    UNREACHABLE,
+    clean_dsn,
+    unreachable,
+)
 from messaging_server.errors import StartupError
 from messaging_server.tables import TABLES
 
@@ -44,8 +50,8 @@ async def migrate(dsn: str) -> int:
     """
     try:
         lock = await asyncpg.connect(clean_dsn(dsn), timeout=10)
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise StartupError(f"The database can't be reached: {error}") from None
+    except UNREACHABLE as error:
+        raise unreachable(error) from None
     try:
         _check_version(lock)
         await lock.execute("select pg_advisory_lock($1)", MIGRATION_LOCK)

@@ -21,6 +21,7 @@ from litestar import Litestar
 
 from messaging_server.app import create_app
 from messaging_server.config import Config
+from messaging_server.config_sources import is_utf_8
 from messaging_server.errors import StartupError
 from messaging_server.http_protocol import HttpProtocol
 from messaging_server.migrations import migrate
@@ -43,12 +44,14 @@ ALLOCATIONS_A_COLLECTION = 20_000
 
 def data_dir(config: Config) -> Path:
     """Where the database and the signing key live."""
-    if config.server.data_dir:
-        try:
-            return Path(config.server.data_dir).expanduser().resolve()
-        except RuntimeError as error:  # ~ of nobody
-            raise StartupError(f"server.data_dir: {config.server.data_dir}: {error}") from None
-    return default_data_dir()
+    try:
+        given = config.server.data_dir
+        directory = Path(given).expanduser().resolve() if given else default_data_dir()
+    except RuntimeError as error:  # ~ of nobody
+        raise StartupError(f"server.data_dir: {given}: {error}") from None
+    if not is_utf_8(str(directory)):
+        raise StartupError(f"The data directory {directory} must have a name in UTF-8.")
+    return directory
 
 
 class Stopped(SystemExit):
@@ -188,8 +191,8 @@ def listen(config: Config) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not the name of a host"
         raise StartupError(
             f"Can't listen on {host}:{port} ({reason}); choose another port with --port"
         ) from None

@@ -342,6 +342,7 @@ def test_an_unknown_key(folder: Path, command: tuple[str, ...]) -> None:
         ("[auth]\nregistration = 'anyone'", ["auth.registration", "anyone"]),
         ("[auth]\nsecret = 'short'", ["auth.secret", "32"]),
         ("[server\nport = 1", ["config.toml", "TOML"]),
+        ("x = " + "[" * 5_000, ["config.toml", "TOML"]),
         ("port = 1", ["config.toml", "port"]),
         ("[server]\nport = 1\nport = 2", ["config.toml", "TOML"]),
         ("[analysis]\nquiet_seconds = 90", ["max_wait_seconds"]),
@@ -395,6 +396,7 @@ def test_a_missing_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     (folder / "binary.toml").write_bytes(b"\xff\xfe\x00")
     assert_one_line(run_here(monkeypatch, "--config", "binary.toml", folder=folder), "binary.toml")
     assert_one_line(run_here(monkeypatch, "--config", ".", folder=folder), "can't be read")
+    assert_one_line(run_here(monkeypatch, "--data-dir", "\udcff", folder=folder), "UTF-8")
 
 
 def test_wrong_usage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -446,9 +448,10 @@ def test_a_taken_port(folder: Path) -> None:
     assert not (folder / "data").exists()
 
 
-def test_an_unknown_host(folder: Path) -> None:
-    result = run("--host", "nowhere.invalid", "--data-dir", str(folder / "data"), folder=folder)
-    assert_one_line(result, "nowhere.invalid")
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b", "a" * 300])
+def test_an_unknown_host(folder: Path, host: str) -> None:
+    result = run("--host", host, "--data-dir", str(folder / "data"), folder=folder)
+    assert_one_line(result, host, "--port")
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate", "create-user"])
@@ -476,7 +479,14 @@ def test_a_foreign_data_dir(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    [BAD_PORT, "mysql://localhost/x", "postgresql://[bad/x", "postgresql://h:port/x", "nonsense"],
+    [
+        BAD_PORT,
+        "mysql://localhost/x",
+        "postgresql://[bad/x",
+        "postgresql://h:port/x",
+        "postgresql://127.0.0.1:65536/x",
+        "nonsense",
+    ],
 )
 def test_no_database(folder: Path, url: str) -> None:
     for command in (["serve", "--port", "0"], ["migrate"]):
@@ -488,6 +498,15 @@ def test_no_database(folder: Path, url: str) -> None:
         last = result.stderr.strip().splitlines()[-1]
         assert last.startswith("messaging_server: ")
         assert "database" in last.lower()
+
+
+def test_a_database_that_does_not_answer(folder: Path) -> None:
+    """Something else listens there, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"postgresql://somebody@127.0.0.1:{mute.getsockname()[1]}/nothing"
+        where = {"MESSAGING_SERVER__DATA_DIR": str(folder)}
+        result = run("migrate", folder=folder, DATABASE_URL=url, **where)
+    assert_one_line(result, "The database can't be reached: it does not answer")
 
 
 def test_a_database_of_a_newer_version(postgres: EmbeddedPostgres, folder: Path) -> None:

@@ -301,9 +301,15 @@ def test_a_password_that_can_not_be_read_is_not_quoted() -> None:
     assert "%23" in str(raised.value)
 
 
-def test_what_is_no_utf_8_names_the_variable() -> None:
-    with pytest.raises(StartupError, match="MESSAGING_AUTH__SECRET: is not valid UTF-8"):
+def test_what_is_no_utf_8_is_named() -> None:
+    with pytest.raises(StartupError, match=r"MESSAGING_AUTH__SECRET: is not valid"):
         load_config(None, {"MESSAGING_AUTH__SECRET": "x" * 32 + "\udcff"}, {})
+    with pytest.raises(StartupError, match=r"MESSAGING_AI__TAGS: is not valid"):
+        load_config(None, {"MESSAGING_AI__TAGS": "a,\udcff"}, {})
+    with pytest.raises(StartupError, match=r"DATABASE_URL: is not valid"):
+        load_config(None, {"DATABASE_URL": "postgresql://u:\udcff@h/d"}, {})
+    with pytest.raises(StartupError, match=r"the command line: server.host: is not valid"):
+        load_config(None, {}, {"server": {"host": "\udcff"}})
 
 
 def test_no_attribute_is_a_section() -> None:
