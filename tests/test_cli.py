@@ -137,7 +137,7 @@ def test_migrate_and_create_user(
 
         prisma = dsn + "&schema=public&connection_limit=5&pgbouncer=true"
         first = run("migrate", folder=folder, DATABASE_URL=prisma)
-        assert re.fullmatch(r"[1-9] migrations run\.\n", first.stdout), first.stderr
+        assert re.fullmatch(r"\d+ migrations run\.\n", first.stdout), first.stderr
         assert call("migrate", url=prisma).stdout == "The schema is up to date.\n"
         made = call("create-user", "eva@example.com", "--password", "another horse")
         assert made.stdout == "Created eva@example.com (ADMIN).\n"
