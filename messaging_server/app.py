@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Router, get
-from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from loguru import logger
 
@@ -28,6 +27,7 @@ from messaging_server.conversations import routes as conversation_routes
 from messaging_server.conversations.append_queries import Debounce
 from messaging_server.conversations.appender import Appender
 from messaging_server.conversations.search import ConversationList
+from messaging_server.cors import Cors
 from messaging_server.dashboard import routes as dashboard_routes
 from messaging_server.dashboard.service import Dashboard
 from messaging_server.database import Database
@@ -45,7 +45,7 @@ from messaging_server.http import (
 )
 from messaging_server.inboxes import public_routes
 from messaging_server.inboxes import routes as inbox_routes
-from messaging_server.inboxes.origins import PUBLIC_PREFIX, Origins, PublicCors
+from messaging_server.inboxes.origins import PUBLIC_PREFIX, Origins
 from messaging_server.inboxes.service import ApiKeyCheck
 from messaging_server.inboxes.visitors import VisitorTokens
 from messaging_server.leads import routes as lead_routes
@@ -144,7 +144,6 @@ def create_app(config: Config) -> Litestar:
         request_class=Request,
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=config.server.max_body_bytes,
-        cors_config=cors(config),
         openapi_config=docs.openapi_config(),
         plugins=[docs.DocsPlugin()],
         logging_config=None,
@@ -174,8 +173,11 @@ def create_app(config: Config) -> Litestar:
             }
         ),
     )
-    with_cors = PublicCors(app.asgi_handler, origins)
-    app.asgi_handler = Edge(with_cors, access_log=config.log.level in ("TRACE", "DEBUG"))
+    cors = Cors(
+        config.server.allowed_origins, public_prefix=PUBLIC_PREFIX, public_origins=origins.allow
+    )
+    access_log = config.log.level in ("TRACE", "DEBUG")
+    app.asgi_handler = Edge(app.asgi_handler, cors, access_log=access_log)
     return app
 
 
@@ -232,16 +234,3 @@ def admin_route_handlers(
     from messaging_server.web.admin import admin_route
 
     return [admin_route(database, passwords, limiter, bus)]
-
-
-def cors(config: Config) -> CORSConfig | None:
-    """Only for origins that are configured; tokens travel in a header, so no credentials."""
-    if not config.server.allowed_origins:
-        return None
-    return CORSConfig(
-        allow_origins=list(config.server.allowed_origins),
-        allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After"],
-        max_age=600,
-    )

@@ -19,22 +19,35 @@ from loguru import logger
 from prometheus_client import Counter, Histogram
 
 from messaging_server import errors, metrics
-from messaging_server.errors import DomainError, FieldError, Unavailable, ValidationFailed
+from messaging_server.cors import NO_GRANT, Cors, Grant
+from messaging_server.errors import (
+    DomainError,
+    FieldError,
+    Forbidden,
+    Unavailable,
+    ValidationFailed,
+)
 from messaging_server.http import (
     BODY_TOO_LARGE,
     CLIENT_GONE,
     ErrorBody,
     Failure,
-    Headers,
     header,
     query_parameters,
     validation_failed,
 )
 from messaging_server.logs import logged_request_id
 
+HeaderList = list[tuple[bytes, bytes]]
+
 SHUTTING_DOWN = "The server is shutting down"
+PAGE_REFUSED = "Pages of this origin may not call"
 LINGER_SECONDS = 2
 LINGER_BYTES = 8_388_608
+PREFLIGHT = b"access-control-request-method"
+WITH_ALLOW = (204, errors.MethodNotAllowed.status)
+"""The answers to OPTIONS, and to a method that a path does not have."""
+
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -81,32 +94,45 @@ async def _discard(receive: Receive, size_bytes: int) -> None:
         size_bytes -= len(message["body"])
 
 
-def failure_body(error: DomainError) -> bytes:
+def failure_body(error: DomainError, *, request_id: str | None = None) -> bytes:
+    """`request_id`: of what is not the request that this task answers."""
     body = ErrorBody(
         code=error.code,
         message=error.message,
         details=error.details,
-        request_id=logged_request_id.get(),
+        request_id=request_id or logged_request_id.get(),
         missed=getattr(error, "missed", None),
     )
     return msgspec.json.encode(Failure(error=body))
 
 
-async def send_failure(error: DomainError, send: Send) -> None:
-    """The last answer of a connection, where Litestar can't give it any more."""
+async def send_failure(error: DomainError, send: Send, *, last: bool = False) -> None:
+    """Where Litestar can't answer, or can't any more; after the `last` the connection ends."""
     body = failure_body(error)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-        (b"retry-after", str(max(1, round(error.retry_after_seconds or 1))).encode()),
-    ]
-    start: Any = {"type": "http.response.start", "status": error.status, "headers": headers}
+    headers = failure_headers(error)
+    headers |= {"Content-Type": MediaType.JSON, "Content-Length": str(len(body))}
+    if last:
+        headers["Connection"] = "close"
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    start: Any = {"type": "http.response.start", "status": error.status, "headers": encoded}
     await send(start)
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def failure_response(error: DomainError) -> Any:
+def raw_failure(error: DomainError) -> tuple[HeaderList, bytes]:
+    """Headers and body for what never became a request; the connection ends with it."""
+    request_id = new_request_id()
+    body = failure_body(error, request_id=request_id.decode())
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id),
+    ]
+    return completed(headers, error.status), body
+
+
+def failure_headers(error: DomainError) -> dict[str, str]:
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
@@ -114,6 +140,11 @@ def failure_response(error: DomainError) -> Any:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
+    return headers
+
+
+def failure_response(error: DomainError) -> Any:
+    headers = failure_headers(error)
     kind: type[litestar.Response[bytes]] = litestar.Response
     if isinstance(error, errors.TooLarge | errors.BodyRefused):
         kind, headers["Connection"] = LastResponse, "close"
@@ -219,10 +250,11 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
 
 
 class Edge:
-    """Wraps the whole application: request id, security headers, access log, metrics."""
+    """Wraps the whole application: request id, CORS, security headers, access log, metrics."""
 
-    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, cors: Cors, *, access_log: bool) -> None:
         self._app = app
+        self._cors = cors
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -236,22 +268,29 @@ class Edge:
         request_id = _request_id(scope)
         logged_request_id.set(request_id.decode("ascii"))
         status = 0
+        grant = NO_GRANT
 
         async def send_with_headers(message: AsgiMessage) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", request_id), *SECURITY_HEADERS]
-                headers += _default_policies(message["headers"])
-                message["headers"] = headers
+                own = [(b"x-request-id", request_id), *grant.headers(status)]
+                message["headers"] = completed([*message["headers"], *own], status)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            grant = await self._cors.find(scope["path"], scope["headers"])
+            if method != "OPTIONS":
+                await self._app(scope, receive, send_with_headers)
+            elif header(scope, PREFLIGHT):
+                await answer_preflight(grant, send_with_headers)
+            else:
+                await answer_options(self._app, scope, receive, send_with_headers)
         except asyncio.CancelledError:  # not done by the end of the shutdown
             if status:
                 raise
-            await send_failure(Unavailable(SHUTTING_DOWN, retry_after_seconds=1), send_with_headers)
+            unavailable = Unavailable(SHUTTING_DOWN, retry_after_seconds=1)
+            await send_failure(unavailable, send_with_headers, last=True)
         finally:
             seconds = time.perf_counter() - started
             route = str(scope.get("path_template") or "unknown")
@@ -269,15 +308,59 @@ def _as_get(scope: Scope) -> Scope:
     return cast("Scope", {**scope, "method": "GET", "headers": headers})
 
 
-def _default_policies(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The policies of an answer that does not bring its own."""
+async def answer_preflight(grant: Grant, send: Send) -> None:
+    """Not by Litestar, and for every path: a page may then read that there is no such path."""
+    if not grant.origin:
+        await send_failure(Forbidden(PAGE_REFUSED), send)
+        return
+    headers = grant.preflight_headers()
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def answer_options(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """By the refusal of a method that no path has; Litestar's own answer forgets some."""
+    answered = False
+
+    async def send_as_answer(message: Any) -> None:
+        nonlocal answered
+        if message["type"] == "http.response.start":
+            answered = message["status"] == errors.MethodNotAllowed.status
+            if answered:
+                allow = [pair for pair in message["headers"] if pair[0] == b"allow"]
+                message = {**message, "status": 204, "headers": allow}
+        elif answered:
+            message = {**message, "body": b""}
+        await send(message)
+
+    await app(cast("Scope", {**scope, "method": "ANY"}), receive, send_as_answer)
+
+
+def completed(headers: HeaderList, status: int) -> HeaderList:
+    """With what every answer has; the policies only where it does not bring its own."""
+    if status in WITH_ALLOW:
+        headers = [_with_head_allowed(pair) for pair in headers]
     names = {name for name, _ in headers}
-    return [policy for policy in (API_POLICY, RESOURCE_POLICY) if policy[0] not in names]
+    policies = [policy for policy in (API_POLICY, RESOURCE_POLICY) if policy[0] not in names]
+    return [*headers, *SECURITY_HEADERS, *policies]
+
+
+def _with_head_allowed(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """HEAD is answered wherever GET is, which Litestar does not know."""
+    name, value = pair
+    if name != b"allow":
+        return pair
+    methods = set(value.split(b", "))
+    return name, b", ".join(sorted(methods | {b"HEAD"} if b"GET" in methods else methods))
 
 
 def _request_id(scope: Scope) -> bytes:
     given = header(scope, b"x-request-id")
-    return given if REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+    return given if REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> bytes:
+    return os.urandom(16).hex().encode()
 
 
 _requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

@@ -281,12 +281,17 @@ def test_what_is_not_done_in_time_is_told_so(postgres: EmbeddedPostgres) -> None
     """A body that stops: the server does not wait for its end, and the client may try again."""
     with (
         fresh_database(postgres) as dsn,
-        live_server(dsn, MESSAGING_SERVER__SHUTDOWN_SECONDS="1") as server,
+        live_server(
+            dsn,
+            MESSAGING_SERVER__SHUTDOWN_SECONDS="1",
+            MESSAGING_SERVER__ALLOWED_ORIGINS="https://app.example",
+        ) as server,
         Api.first_admin(server.url) as admin,
         socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection,
     ):
         head = (
             f"POST /api/v1/leads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {admin.token}\r\n"
+            "Origin: https://app.example\r\n"
             "Content-Type: application/json\r\nContent-Length: 50\r\n\r\n"
         )
         connection.sendall(head.encode() + b'{"name":')
@@ -299,6 +304,7 @@ def test_what_is_not_done_in_time_is_told_so(postgres: EmbeddedPostgres) -> None
         assert b'"code":"unavailable"' in answer
         assert b"\r\nretry-after: 1\r\n" in answer
         assert b"\r\nx-request-id: " in answer
+        assert b"\r\naccess-control-allow-origin: https://app.example\r\n" in answer
         assert "Traceback" not in server.log()
 
 

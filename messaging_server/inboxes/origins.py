@@ -1,4 +1,4 @@
-"""Which websites may call the public API: the origins of each WIDGET inbox, and CORS by them.
+"""Which websites may call the public API: the origins of each WIDGET inbox.
 
 An inbox without origins is closed to other websites; no Origin (a server, curl) and the
 server's own are always let in. Nothing here depends on `server.allowed_origins`.
@@ -6,8 +6,6 @@ server's own are always let in. Nothing here depends on `server.allowed_origins`
 
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from uuid import UUID
 
 from messaging_server.database import Database
@@ -18,11 +16,6 @@ from messaging_server.origin import canonical_origin
 
 PUBLIC_PREFIX = "/api/public/v1"
 ANYWHERE = "*"
-PREFLIGHT_SECONDS = b"600"
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Any, Any, Any], Awaitable[None]]
 
 _INBOX_PATH = re.compile(rf"{PUBLIC_PREFIX}/inboxes/([0-9a-fA-F-]{{36}})(/sessions)?/?")
 
@@ -57,8 +50,13 @@ class Origins:
         if not origin_allowed(headers, tuple(self._by_inbox.get(inbox_id, ()))):
             raise Forbidden("This website is not among the allowedOrigins of the inbox")
 
-    async def allowed(self, headers: Headers, inbox_id: UUID | None) -> bool:
-        """For this inbox; without one, whether any inbox would let these headers in."""
+    async def allow(self, path: str, headers: Headers) -> bool:
+        """Whether the inbox in the path lets these headers in; without one, whether any does.
+
+        A preflight carries no token. The call itself is then checked against its own inbox.
+        """
+        match = _INBOX_PATH.fullmatch(path)
+        inbox_id = _uuid(match[1]) if match else None
         await self._refresh()
         known = self._anywhere if inbox_id is None else self._by_inbox.get(inbox_id, frozenset())
         return origin_allowed(headers, tuple(known))
@@ -83,73 +81,8 @@ class Origins:
             self._fresh_until = time.monotonic() + self.CACHE_SECONDS
 
 
-class PublicCors:
-    """Answers preflights of the public API, and lets pages of its inboxes read the answers.
-
-    A preflight carries no token: where the inbox is not in the path it is enough that any inbox
-    knows the origin. The call itself is then checked against its own inbox.
-    """
-
-    def __init__(self, app: App, origins: Origins) -> None:
-        self._app = app
-        self._origins = origins
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(f"{PUBLIC_PREFIX}/"):
-            await self._app(scope, receive, send)
-            return
-        found = [value for name, value in scope["headers"] if name == b"origin"]
-        match = _INBOX_PATH.fullmatch(scope["path"])
-        inbox_id = _uuid(match[1]) if match else None
-        allowed = bool(found) and await self._origins.allowed(scope["headers"], inbox_id)
-        granted = [(b"access-control-allow-origin", found[0])] if allowed else []
-        if scope["method"] == "OPTIONS" and found:
-            await _answer_preflight(send, granted)
-            return
-
-        async def send_with_cors(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = _with_cors(message, granted)
-            await send(message)
-
-        await self._app(scope, receive, send_with_cors)
-
-
 def _uuid(text: str) -> UUID | None:
     try:
         return UUID(text)
     except ValueError:
         return None
-
-
-async def _answer_preflight(send: Send, granted: list[tuple[bytes, bytes]]) -> None:
-    headers = [*granted, (b"vary", b"Origin")]
-    if granted:
-        headers += [
-            (b"access-control-allow-methods", b"GET, POST"),
-            (b"access-control-allow-headers", b"Authorization, Content-Type, X-Request-Id"),
-            (b"access-control-max-age", PREFLIGHT_SECONDS),
-        ]
-    else:
-        headers.append((b"content-length", b"0"))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": 204 if granted else Forbidden.status,
-            "headers": headers,
-        }
-    )
-    await send({"type": "http.response.body", "body": b""})
-
-
-def _with_cors(message: Message, granted: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers with those of CORS; only a refused origin is answered with 403 here."""
-    headers = [
-        (name, value)
-        for name, value in message["headers"]
-        if name != b"vary" and not name.startswith(b"access-control-")
-    ]
-    headers += [(b"vary", b"Origin"), (b"cross-origin-resource-policy", b"cross-origin")]
-    if granted and message["status"] != Forbidden.status:
-        headers += [*granted, (b"access-control-expose-headers", b"X-Request-Id, Retry-After")]
-    return headers

@@ -220,7 +220,7 @@ def test_without_the_database_only_the_own_origin_is_let_in(database: Database) 
 
     def allowed(origin: bytes) -> bool:
         headers = [(b"host", b"inbox.example"), (b"origin", origin)]
-        return asyncio.run(origins.allowed(headers, None))
+        return asyncio.run(origins.allow("/api/public/v1/messages", headers))
 
     assert allowed(b"https://inbox.example")
     assert not allowed(SHOP.encode())

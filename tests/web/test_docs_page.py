@@ -16,6 +16,7 @@ from litestar.datastructures import State
 from litestar.params import FromPath, JSONBody
 
 from messaging_server import edge, errors, http
+from messaging_server.cors import Cors
 from messaging_server.http import ADMIN_ONLY, API_KEY, PREFIX, PUBLIC, Success
 from messaging_server.web import docs
 
@@ -64,7 +65,7 @@ def create_app() -> edge.Edge:
         openapi_config=docs.openapi_config(),
         state=State({"authenticator": authenticator}),
     )
-    return edge.Edge(app, access_log=False)
+    return edge.Edge(app, Cors(public_prefix="/public", public_origins=refuse), access_log=False)
 
 
 @pytest.fixture(scope="module")
