@@ -154,18 +154,22 @@ def test_nothing_is_written_for_a_client_that_has_gone(loop: asyncio.AbstractEve
 
 
 def upgraded(loop: asyncio.AbstractEventLoop, *, held: bytes) -> RecordedTransport:
-    """A connection that became a WebSocket; without a key, so that it is refused at once."""
+    """A connection that became a WebSocket, which the application refuses at once."""
     transport = RecordedTransport()
 
+    async def refuse(_scope: Any, _receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.close"})
+
     async def upgrade() -> None:
-        config = uvicorn.Config(Application(), ws=WireProtocol, log_config=None)
+        config = uvicorn.Config(refuse, ws=WireProtocol, log_config=None)
         protocol = HttpProtocol(config, ServerState(), {})
         protocol.connection_made(transport)
         if held:
             protocol.transport.write(held)
-        protocol.data_received(request("GET /socket", connection="upgrade", upgrade="websocket"))
+        protocol.data_received(request("GET /ws", **UPGRADE))
 
     loop.run_until_complete(upgrade())
+    turn(loop)
     return transport
 
 
@@ -178,7 +182,7 @@ def test_websocket_gets_the_bare_transport(loop: asyncio.AbstractEventLoop) -> N
 def test_upgrade_flushes_first(loop: asyncio.AbstractEventLoop) -> None:
     transport = upgraded(loop, held=b"head")
     assert transport.calls[0] == ("write", [b"head"])
-    assert transport.written().startswith(b"headHTTP/1.1 400")
+    assert transport.written().startswith(b"headHTTP/1.1 403")
 
 
 class Exchange:
@@ -186,6 +190,7 @@ class Exchange:
 
     def __init__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self.path: str = scope["path"]
+        self.type: str = scope["type"]
         self.receive = receive
         self.send = send
 
@@ -261,7 +266,10 @@ class Application:
             pass
         await exchange.body(b"late")
 
-    async def socket(self, exchange: Exchange) -> None:
+    async def ws(self, exchange: Exchange) -> None:
+        if exchange.type == "http":
+            await self.json(exchange)
+            return
         await asyncio.to_thread(self.accept.wait, SECONDS)
         await exchange.receive()
         await exchange.send({"type": "websocket.accept"})
@@ -430,7 +438,7 @@ def test_every_kind_of_answer_on_one_connection(site: Site) -> None:
         ("GET /json/last", b'\r\n\r\n{"path": "/json/last"}'),
         ("HEAD /json/last", b"\r\n\r\n"),
         ("GET /empty", b"\r\n\r\n"),
-        ("no request", b"Invalid HTTP request received."),
+        ("no request", b'"}}'),
     ],
 )
 def test_answer_is_whole_before_the_connection_closes(site: Site, line: str, end: bytes) -> None:
@@ -473,7 +481,7 @@ def test_websocket(site: Site) -> None:
     with site.client() as client:
         assert client.is_answered()
         site.app.started.clear()
-        client.send("GET /socket", **UPGRADE)
+        client.send("GET /ws", **UPGRADE)
         assert site.app.started.wait(SECONDS)
         client.socket.sendall(b"\x81\x83\0\0\0\0one")
         site.app.accept.set()
@@ -481,6 +489,87 @@ def test_websocket(site: Site) -> None:
         assert client.stream.read(5) == b"\x81\x03one"
         client.socket.sendall(b"\x81\x83\0\0\0\0two" * 2)
         assert client.stream.read(10) == b"\x81\x03two" * 2
+
+
+LONG = {"cookie": "a" * 9_000}
+
+
+@pytest.mark.parametrize(
+    ("line", "changes"),
+    [
+        ("GET /json/other", {}),
+        ("POST /ws", {}),
+        ("GET /ws", {"sec_websocket_key": ""}),
+        ("GET /ws", {"sec_websocket_key": "c2hvcnQ="}),
+        ("GET /ws", {"sec_websocket_version": "12"}),
+        ("GET /ws", {"upgrade": "h2c"}),
+        ("GET /ws", LONG),
+        ("GET /ws", {"content_length": "5"}),
+    ],
+)
+def test_what_is_no_good_handshake_is_answered_as_http(
+    site: Site, line: str, changes: dict[str, str]
+) -> None:
+    with site.client() as client:
+        client.send(line, **{**UPGRADE, **changes})
+        if "content_length" in changes:
+            client.socket.sendall(b"hello")
+        path = line.split()[1].partition("?")[0]
+        assert client.answer() == (200, b'{"path": "%b"}' % path.encode())
+        assert client.is_answered()
+
+
+def test_an_upgrade_to_something_else_keeps_its_body(site: Site) -> None:
+    """As Java's client asks for HTTP/2 with its first request; many at once are one piece."""
+    upgrade = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "x"}
+    asked = request("POST /upload", **upgrade, content_length="5") + b"hello"
+    with site.client() as client:
+        client.socket.sendall(asked * 400)
+        for _ in range(400):
+            assert client.answer() == (200, b"5")
+        for byte in asked:
+            client.socket.sendall(bytes([byte]))
+        assert client.answer() == (200, b"5")
+        client.send("POST /upload", **upgrade, transfer_encoding="chunked")
+        client.socket.sendall(b"3\r\nabc\r\n0\r\n\r\n")
+        assert client.answer() == (200, b"3")
+        assert client.is_answered()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\r\n\r\n",
+        b"no request\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        request("GET /ws", **UPGRADE).replace(b"/ws", b"/ws?\xff"),
+    ],
+)
+def test_what_is_no_request_is_refused_as_everything_is(site: Site, garbage: bytes) -> None:
+    with site.client() as client:
+        client.socket.sendall(garbage)
+        status, headers = client.head()
+        failure = json.loads(client.stream.read())
+    assert (status, headers["content-type"]) == (400, "application/json")
+    assert failure["status"] == "error"
+    assert failure["error"]["code"] == "validation_error"
+    assert failure["error"]["requestId"] == headers["x-request-id"]
+
+
+def test_garbage_behind_requests_waits_for_their_answers(site: Site) -> None:
+    with site.client() as client:
+        asked = request("GET /large/320") + request("GET /json/2") + b"garbage\r\n\r\n"
+        client.socket.sendall(asked + b"and more" * 1_000)
+        assert client.answer() == (200, LARGE)
+        assert client.answer() == (200, b'{"path": "/json/2"}')
+        assert is_closed(client)
+
+
+def test_garbage_in_a_body_is_refused_before_its_answer(site: Site) -> None:
+    with site.client() as client:
+        client.send("POST /upload", transfer_encoding="chunked")
+        client.socket.sendall(b"zz\r\n")
+        assert client.head()[0] == 400
 
 
 def is_closed(client: Client) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from litestar import asgi
 from litestar.enums import ScopeType
+from litestar.exceptions import MethodNotAllowedException
 from litestar.types import Receive, Scope, Send
 from loguru import logger
 
@@ -33,6 +34,7 @@ from messaging_server.realtime.visitors import Visitors, VisitorSocket
 
 PATH = "/ws"
 PUBLIC_PATH = "/ws/public"
+NO_HANDSHAKE = "This address takes only a handshake of WebSocket, version 13"
 SWEEP_SECONDS = 10.0
 MAX_TICK_SECONDS = 0.5
 TICKS_PER_DEADLINE = 4
@@ -120,7 +122,9 @@ class Realtime:
 
     async def _accept(self, scope: Scope, receive: Receive, send: Send) -> wire.Wire:
         if scope["type"] == ScopeType.HTTP:
-            raise ValidationFailed("This address speaks WebSocket only")
+            if scope["method"] != "GET":
+                raise MethodNotAllowedException(headers={"allow": "GET"})
+            raise ValidationFailed(NO_HANDSHAKE)
         await receive()
         await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
         return wire.take_over(scope, receive, send, fast_path=self._config.realtime.fast_path)
