@@ -13,7 +13,7 @@ import msgspec
 from litestar.enums import MediaType, ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.response.base import ASGIResponse
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, Empty, Receive, Scope, Send
 from litestar.types import Message as AsgiMessage
 from loguru import logger
 from prometheus_client import Counter, Histogram
@@ -192,7 +192,8 @@ _BY_STATUS: dict[int, type[DomainError]] = {
 _MESSAGES = {404: "Not found", 405: "Method not allowed", 413: BODY_TOO_LARGE}
 
 
-_MISSING = re.compile(r"Missing required \w+ parameter '([^']+)' for path ")
+_MISSING = "Missing required query parameter "
+"""Litestar goes on with the name of any one of them."""
 
 
 def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPException) -> Any:
@@ -202,8 +203,12 @@ def handle_http_exception(request: litestar.Request[Any, Any, Any], error: HTTPE
         parameters = query_parameters(request.route_handler)
         shown = {parameter.name: name for name, parameter in parameters.items()}
         details = [_field_error(item, shown) for item in items if isinstance(item, dict)]
-        if match := _MISSING.match(error.detail):
-            details.append(FieldError(match[1], "is required"))
+        if error.detail.startswith(_MISSING):
+            details += [
+                FieldError(name, "is required")
+                for name, parameter in parameters.items()
+                if parameter.default is Empty and name not in request.query_params
+            ]
         text = "; ".join(f"{item.field}: {item.message}" for item in details)
         return failure_response(
             ValidationFailed(text or "The request is not valid", details=details)

@@ -12,7 +12,11 @@ import functools
 import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from types import NoneType
 from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import parse_qsl
+from uuid import UUID
 
 import litestar
 import msgspec
@@ -22,7 +26,9 @@ from litestar.enums import ScopeType
 from litestar.exceptions import InternalServerException
 from litestar.handlers import BaseRouteHandler
 from litestar.params import QueryParameter
+from litestar.routes.base import parsers_map
 from litestar.types import Empty, Scope
+from litestar.typing import FieldDefinition
 from msgspec import Struct
 
 from messaging_server import errors
@@ -310,12 +316,30 @@ def origin_allowed(headers: Headers, allowed_origins: Sequence[str]) -> bool:
     return host.removesuffix(port) == own.removesuffix(port)
 
 
+class Form(Struct, frozen=True):
+    """How the values of a kind are written, and what is said of all others."""
+
+    pattern: re.Pattern[str]
+    rule: str
+
+
+FORMS: dict[Any, Form] = {
+    int: Form(re.compile(r"[0-9]{1,19}"), "must be a whole number of 1 to 19 digits"),
+    bool: Form(re.compile("true|false"), "must be true or false"),
+    UUID: Form(
+        re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE),
+        "must be an id, like 0f1a4e8f-3fdd-476a-9874-e9107f33340c",
+    ),
+}
+"""Everything else that Litestar would take for one (`1e1`, `on`, `urn:uuid:…`) is refused."""
+
+
 class QueryField(Struct, frozen=True):
-    """A query parameter's name in Python; any text is a value of its own where `is_text`."""
+    """A query parameter's name in Python, and its form unless it is any text."""
 
     name: str
     default: Any
-    is_text: bool
+    form: Form | None
 
 
 _query_parameters: dict[BaseRouteHandler, dict[str, QueryField]] = {}
@@ -332,17 +356,25 @@ def checked_query(
     if b"%00" in query or b"\0" in query:
         raise ValidationFailed("The query must not contain a NUL character")
     found: dict[str, str] = {}
-    for name, value in connection.query_params.multi_items():
+    for name, value in connection.query_params.items():
         if name not in known:
             raise ValidationFailed.of(name, "is not a query parameter of this call")
         if name in found:
             raise ValidationFailed.of(name, "must be given once")
+        form = known[name].form
+        if form is not None and not form.pattern.fullmatch(value):
+            raise ValidationFailed.of(name, form.rule)
         if "\ufffd" in value:
-            raise ValidationFailed.of(name, "must be valid UTF-8")
-        if value.lower() == "null" and not known[name].is_text:
-            raise ValidationFailed.of(name, "must not be null; leave it out")
+            refuse_invalid_utf8(query)
         found[name] = value
     return found
+
+
+def refuse_invalid_utf8(query: bytes) -> None:
+    """Raise for the first value that is none; a U+FFFD in the text may as well have been sent."""
+    for name, value in parse_qsl(query.decode("latin-1"), errors="surrogateescape"):
+        if any("\udc80" <= character <= "\udcff" for character in value):
+            raise ValidationFailed.of(name, "must be valid UTF-8")
 
 
 def query_parameters(handler: BaseRouteHandler) -> dict[str, QueryField]:
@@ -350,15 +382,29 @@ def query_parameters(handler: BaseRouteHandler) -> dict[str, QueryField]:
     known = _query_parameters.get(handler)
     if known is None:
         known = _query_parameters[handler] = {
-            field.kwarg_definition.name or name: QueryField(
-                name,
-                field.default,
-                str in (field.annotation, *(part.annotation for part in field.inner_types)),
-            )
+            field.kwarg_definition.name or name: QueryField(name, field.default, _form(field))
             for name, field in handler.parsed_fn_signature.parameters.items()
             if isinstance(field.kwarg_definition, QueryParameter)
         }
     return known
+
+
+def _form(field: FieldDefinition) -> Form | None:
+    kinds = {field.annotation, *(part.annotation for part in field.inner_types)} - {NoneType}
+    [kind] = kinds - {field.annotation} or kinds
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return Form(re.compile("|".join(kind)), f"must be one of {', '.join(kind)}")
+    return FORMS.get(kind)
+
+
+def read_id(text: str) -> UUID:
+    """Raises `ValueError` for what is not written as ids are."""
+    if not FORMS[UUID].pattern.fullmatch(text):
+        raise ValueError(text)
+    return UUID(text)
+
+
+parsers_map[UUID] = read_id  # of Litestar, for paths; to a `ValueError` it answers 404
 
 
 # --- What was wrong with it -------------------------------------------------------------------

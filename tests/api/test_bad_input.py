@@ -511,7 +511,17 @@ def test_no_tags(sender: Sender) -> None:
 
 # --- Query parameters -------------------------------------------------------------------------
 
-PAGED = {"limit": ["0", "101", "-1", "x", "1.5", "", "NaN", "9" * 30, "٣x"], "cursor": ["x"]}
+NO_NUMBERS = [
+    "-1", "x", "1.5", "", "NaN", "9" * 30, "\u0663x", "5.0", "1e1", " 5", "5 ", "+5", "5_0", "0x5",
+    "\u0665",
+]  # fmt: skip
+NO_BOOLEANS = ["", "maybe", "null", "2", "1", "0", "True", "FALSE", "on", "yes", " true"]
+NO_IDS = [
+    "", "x", "me", "null", "1", "{" + SOME_ID + "}", "urn:uuid:" + SOME_ID,
+    SOME_ID.replace("-", ""), SOME_ID.replace("-", "", 1) + "-", SOME_ID.replace("0", "\u0660"),
+    f" {SOME_ID}", f"{SOME_ID}\n",
+]  # fmt: skip
+PAGED = {"limit": ["0", "101", *NO_NUMBERS], "cursor": ["x"]}
 QUERIES: dict[str, dict[str, list[str]]] = {
     "/users": PAGED,
     "/leads": {**PAGED, "search": ["", "x" * 201]},
@@ -520,21 +530,22 @@ QUERIES: dict[str, dict[str, list[str]]] = {
         "priority": ["", "high", "URGENT", "null", "0"],
         "status": ["", "open", "CLOSED"],
         "tag": ["", "x" * 51],
-        "assignedAgentId": ["", "x", "me", "null", "1"],
-        "unassigned": ["", "maybe", "2"],
-        "unreplied": ["", "maybe", "null", "2"],
+        "sort": ["", "newest", "Activity"],
+        "assignedAgentId": NO_IDS,
+        "unassigned": NO_BOOLEANS,
+        "unreplied": NO_BOOLEANS,
         "search": ["", "x" * 201],
     },
     "/conversations/{conversation}/messages": {
         **PAGED,
-        "afterSeq": ["", "-1", "x", "1.5", str(2**31), str(2**63), "9" * 30, "NaN"],
+        "afterSeq": [str(2**31), str(2**63), *NO_NUMBERS],
     },
     "/conversations/{conversation}/analyses": PAGED,
-    "/api-keys": {**PAGED, "inboxId": ["", "x", "null", "1"]},
+    "/api-keys": {**PAGED, "inboxId": NO_IDS},
     "/inboxes": PAGED,
     "/inboxes/{inbox}": {},
     f"{PUBLIC}/inboxes/{{inbox}}": {},
-    f"{PUBLIC}/messages": {**PAGED, "afterSeq": ["", "-1", "x", "1.5", str(2**31), "9" * 30]},
+    f"{PUBLIC}/messages": {**PAGED, "afterSeq": [str(2**31), *NO_NUMBERS]},
     "/dashboard/metrics": {},
     "/analysis/queue": {},
     "/analysis/usage": {"from": ["", "x", "2026-02-30", "9" * 41], "to": ["x", "1999-12-31"]},
@@ -574,6 +585,33 @@ def check_query(http: httpx.Client, path: str, known: dict[str, list[str]]) -> N
         assert_failure(http.get(f"{path}?{unknown}"), 400)
 
 
+def test_a_replacement_character_is_text_like_any_other(sender: Sender) -> None:
+    """Bytes that are no UTF-8 read the same once they are decoded."""
+    name = f"\ufffd{uuid4().hex}"
+    sender.api.post("/leads", {"name": name})
+    found = sender.api.get("/leads", search=name)["items"]
+    assert [lead["name"] for lead in found] == [name]
+    for invalid in ("%ff", "%ef%bf", "%ed%a0%80", "%c0%80", "%f5%80%80%80", "%ef%bf%bd%ff"):
+        for path in ("/leads", "/conversations"):
+            error = assert_failure(sender.api.http.get(f"{path}?limit=1&search={invalid}"), 400)
+            assert named(error, "search")
+
+
+def test_of_two_wrong_parameters_the_first_is_named(sender: Sender) -> None:
+    http = sender.api.http
+    for query in ("limit=x&cursor=x", "limit=1e1&afterSeq=-1", "limit=x&colour=red"):
+        path = sender.filled(f"/conversations/{{conversation}}/messages?{query}")
+        assert named(assert_failure(http.get(path), 400), "limit")
+
+
+def test_all_missing_parameters_are_named(sender: Sender) -> None:
+    path = f"/attachments/{SOME_ID}/content"
+    missing = {"": ["expires", "signature"], "?expires=1": ["signature"]}
+    for query, names in missing.items():
+        error = assert_failure(sender.api.http.get(path + query), 400)
+        assert error["details"] == [{"field": name, "message": "is required"} for name in names]
+
+
 def test_an_unknown_query_parameter_of_a_write_is_refused_too(sender: Sender) -> None:
     body = {"name": "Ana"}
     assert_failure(sender.api.http.post("/leads?dry=1", json=body), 400)
@@ -594,6 +632,13 @@ def test_no_ids(api: Api, part: str) -> None:
         response = api.http.get(f"{prefix}{part}")
         assert response.status_code in (400, 404, 405), response.text
         assert response.json()["status"] == "error"
+
+
+@pytest.mark.parametrize("spelling", ["{{{}}}", "urn:uuid:{}", "%7B{}%7D"])
+def test_an_id_is_written_in_one_way(api: Api, spelling: str) -> None:
+    lead_id = api.post("/leads", {"name": "Ana"})["id"]
+    for other in (spelling.format(lead_id), lead_id.replace("-", "")):
+        assert_failure(api.http.get(f"/leads/{other}"), 404)
 
 
 def test_an_id_may_be_written_in_capitals(api: Api) -> None:
