@@ -36,7 +36,7 @@ from messaging_server.config import Config
 from messaging_server.database import Database
 from messaging_server.errors import FieldError, ValidationFailed
 from messaging_server.limiter import Limiter
-from messaging_server.models import Caller, KeyIdentity, Page, Visitor
+from messaging_server.models import VISIBLE, Caller, KeyIdentity, Page, Visitor
 
 T = TypeVar("T")
 Headers = Iterable[tuple[bytes, bytes]]
@@ -423,7 +423,9 @@ def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
     for pattern, text in ((_REQUIRED, "is required"), (_UNKNOWN, "is not a known field")):
         if match := pattern.match(rule):
             return ValidationFailed.of(".".join(filter(None, (path, match[1]))), text)
-    if "matching regex" in rule:
+    if repr(VISIBLE) in rule:
+        rule = "must not be blank"
+    elif "matching regex" in rule:
         rule = "does not have the right form"
     return ValidationFailed.of(path or "body", rule[:1].lower() + rule[1:])
 

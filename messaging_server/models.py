@@ -25,6 +25,15 @@ SUMMARY_CHARACTERS = 200
 PREVIEW_CHARACTERS = 120
 MAX_TAGS = 5
 
+VISIBLE = (
+    r"[^\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""A pattern: some character that is seen. Neither space nor control, nor what Unicode calls
+`Default_Ignorable_Code_Point` (zero-width and format characters, fillers, variation selectors).
+JavaScript reads it alike, hence no escapes for the last ranges."""
+
 
 def timestamp(at: datetime) -> str:
     """`at`, which must be aware, as the API writes it; a third of the time of `isoformat`."""

@@ -1,5 +1,6 @@
 """Messages: what is said in a conversation, once, in order, and what follows from it."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from messaging_server.errors import Conflict, NotFound, ValidationFailed
 from messaging_server.events import MessageCreated
 from messaging_server.models import (
     PREVIEW_CHARACTERS,
+    VISIBLE,
     Caller,
     ContentType,
     Message,
@@ -32,6 +34,7 @@ from messaging_server.models import (
 )
 
 MISSED_MESSAGES = 50
+_visible = re.compile(VISIBLE)
 ContentText = Annotated[str, Meta(min_length=1, max_length=10_000)]
 MediaUrl = Annotated[str, Meta(min_length=1, max_length=2_000)]
 AttachmentIds = Annotated[tuple[UUID, ...], Meta(min_length=1, max_length=10)]
@@ -237,7 +240,7 @@ def check_content(
     if attachment_ids is not None and len(set(attachment_ids)) != len(attachment_ids):
         raise ValidationFailed.of("attachmentIds", "must not name an attachment twice")
     if content.content_type is ContentType.TEXT:
-        if not (content.content_text or "").strip():
+        if not _visible.search(content.content_text or ""):
             raise ValidationFailed.of(f"{within}contentText", "is required for a TEXT message")
         if content.media_url is not None:
             raise ValidationFailed.of(f"{within}mediaUrl", "does not go with a TEXT message")

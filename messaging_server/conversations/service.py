@@ -22,6 +22,7 @@ from messaging_server.events import (
 from messaging_server.leads import queries as lead_queries
 from messaging_server.leads.service import NewLead, check_attributes
 from messaging_server.models import (
+    VISIBLE,
     Caller,
     Conversation,
     Message,
@@ -37,7 +38,7 @@ LAST_TIME = datetime.max.replace(microsecond=999_000, tzinfo=UTC)
 """asyncpg stores the last microsecond of all as infinity, which can't be shown."""
 
 Seq = Annotated[int, Meta(ge=0, le=2_147_483_647)]
-TagName = Annotated[str, Meta(min_length=1, max_length=50)]
+TagName = Annotated[str, Meta(min_length=1, max_length=50, pattern=VISIBLE)]
 
 
 class NewConversation(Request, frozen=True):

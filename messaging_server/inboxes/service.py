@@ -22,7 +22,16 @@ from messaging_server.events import ConversationCreated
 from messaging_server.inboxes import queries
 from messaging_server.leads import queries as lead_queries
 from messaging_server.leads.service import LeadEmail, LeadName, LeadPhone
-from messaging_server.models import Caller, KeyIdentity, Message, Model, Request, Sender, SenderType
+from messaging_server.models import (
+    VISIBLE,
+    Caller,
+    KeyIdentity,
+    Message,
+    Model,
+    Request,
+    Sender,
+    SenderType,
+)
 from messaging_server.remembered import Remembered
 from messaging_server.security import API_KEY_PREFIX, hash_key, new_api_key
 
@@ -34,7 +43,7 @@ ExternalId = Annotated[str, Meta(min_length=1, max_length=200)]
 class NewApiKey(Request, frozen=True):
     """Without `inboxId` the key belongs to the oldest API inbox."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=VISIBLE)]
     inbox_id: UUID | None = None
 
 

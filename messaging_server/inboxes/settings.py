@@ -14,13 +14,13 @@ from messaging_server.events import VisitorLost
 from messaging_server.inboxes import queries
 from messaging_server.inboxes.origins import Origins, checked_origin
 from messaging_server.inboxes.service import ApiKeyCheck
-from messaging_server.models import Inbox, InboxKind, Model, Request
+from messaging_server.models import VISIBLE, Inbox, InboxKind, Model, Request
 
 SECRET_PREFIX = "is_"  # noqa: S105  # a prefix
 PREVIOUS_SECRET_STAYS = timedelta(hours=24)
 NO_SUCH_INBOX = "No such inbox"
 
-InboxName = Annotated[str, Meta(min_length=1, max_length=200)]
+InboxName = Annotated[str, Meta(min_length=1, max_length=200, pattern=VISIBLE)]
 Greeting = Annotated[str, Meta(min_length=1, max_length=1_000)]
 AllowedOrigins = Annotated[tuple[Annotated[str, Meta(max_length=300)], ...], Meta(max_length=50)]
 

@@ -12,12 +12,12 @@ from messaging_server.database import Database
 from messaging_server.errors import NotFound, ValidationFailed
 from messaging_server.events import ConversationsDeleted, LeadUpdated, VisitorLost
 from messaging_server.leads import queries
-from messaging_server.models import Caller, Lead, LeadDetails, Request
+from messaging_server.models import VISIBLE, Caller, Lead, LeadDetails, Request
 
 ATTRIBUTES_MAX_BYTES = 16_384
 ATTRIBUTES_MAX_DEPTH = 32
 
-LeadName = Annotated[str, Meta(min_length=1, max_length=200)]
+LeadName = Annotated[str, Meta(min_length=1, max_length=200, pattern=VISIBLE)]
 LeadEmail = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^\s*[^\s@]+@[^\s@]+\s*$")]
 LeadPhone = Annotated[str, Meta(min_length=1, max_length=50)]
 Attributes = dict[Annotated[str, Meta(min_length=1, max_length=100)], Any]

@@ -14,7 +14,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from messaging_server.database import Database
 from messaging_server.errors import Conflict, Forbidden, NotFound, Unauthenticated, ValidationFailed
 from messaging_server.events import AccessRevoked, Bus, UserRenamed
-from messaging_server.models import Caller, Model, Request, Role, Timestamp, User, UserIdentity
+from messaging_server.models import (
+    VISIBLE,
+    Caller,
+    Model,
+    Request,
+    Role,
+    Timestamp,
+    User,
+    UserIdentity,
+)
 from messaging_server.models import timestamp as to_timestamp
 from messaging_server.remembered import Remembered
 from messaging_server.security import Passwords, Tokens
@@ -24,7 +33,7 @@ EMAIL = re.compile(r"[^\s@<>,;]+@[^\s@<>,;.]+(\.[^\s@<>,;.]+)*")
 WRONG_CREDENTIALS = "Wrong e-mail or password"
 
 Email = Annotated[str, Meta(min_length=3, max_length=254)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=VISIBLE)]
 Password = Annotated[str, Meta(max_length=1_000)]
 
 

@@ -6,7 +6,10 @@ Each body is a good one with one thing wrong, so that the answer can only be abo
 import copy
 import errno
 import json
+import re
 import socket
+import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -14,6 +17,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from messaging_server.models import VISIBLE
 from tests.api.test_contract import assert_failure
 from tests.client import PASSWORD, Api, LiveServer
 
@@ -500,6 +504,71 @@ def test_no_times(sender: Sender, until: str) -> None:
     call = CALLS["snooze"]
     error = assert_failure(sender.send(call, json.dumps({"snoozedUntil": until}).encode()), 400)
     assert error["message"]
+
+
+BLANK = [
+    " ",
+    "\t\n\u00a0",
+    "\u200b",
+    "\ufeff",
+    "\u2060",
+    "\u00ad",
+    "\u3164",
+    " \u200d\ufe0f\u2800 ",
+]
+SEEN = ["x", "\u200bx", "\U0001f468\u200d\U0001f469", "\u06f1", "\u0915\u094d", "\u65e5"]
+NAMES = {
+    "register": "name", "user": "name", "new lead": "name", "lead": "name", "API key": "name",
+    "new conversation": "lead.name", "inbound": "lead.name", "session": "name",
+    "new inbox": "name", "inbox": "name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_must_be_seen(sender: Sender, name: str) -> None:
+    call, field = CALLS[name], NAMES[name]
+    for texts, status in ((BLANK, 400), (SEEN, None)):
+        for text in texts:
+            body = with_value(sender.good_body(call), field, text)
+            response = sender.send(call, json.dumps(body).encode())
+            if status is None:
+                assert response.is_success, response.text
+            else:
+                error = assert_failure(response, status)
+                assert error["details"] == [{"field": field, "message": "must not be blank"}]
+
+
+@pytest.mark.parametrize("text", BLANK)
+def test_a_message_and_a_tag_must_be_seen(sender: Sender, text: str) -> None:
+    for name in ("message", "inbound", "visitor's message"):
+        call = CALLS[name]
+        message = {"contentText": text}
+        body = {**sender.good_body(call), "message": message} if name == "inbound" else message
+        error = assert_failure(sender.send(call, json.dumps(body).encode()), 400)
+        assert error["details"][0]["field"].endswith("contentText")
+    tags = json.dumps({"tags": ["a", text]}).encode()
+    assert named(assert_failure(sender.send(CALLS["conversation"], tags), 400), "tags")
+
+
+@pytest.mark.parametrize("text", SEEN)
+def test_whatever_is_seen_is_a_message_and_a_tag(sender: Sender, text: str) -> None:
+    sent = sender.api.send(sender.ids["{conversation}"], text)
+    assert sent["contentText"] == text
+    tags = json.dumps({"tags": [text]}).encode()
+    assert sender.send(CALLS["conversation"], tags).json()["data"]["tags"] == [text]
+
+
+def test_what_is_seen_follows_from_unicodes_categories() -> None:
+    """Space, controls and formats are not; but signs that only Arabic and the like draw are."""
+    visible = re.compile(VISIBLE)
+    drawn = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD}
+    drawn |= set(range(0x13430, 0x13460))
+    for code in range(sys.maxunicode + 1):
+        category = unicodedata.category(chr(code))
+        if category in ("Cc", "Cf", "Zs", "Zl", "Zp") and code not in drawn:
+            assert not visible.search(chr(code)), hex(code)
+        elif category[0] in "LNPS" and not visible.search(chr(code)):
+            assert unicodedata.name(chr(code)).endswith(("FILLER", "BLANK")), hex(code)
 
 
 def test_no_tags(sender: Sender) -> None:
