@@ -26,6 +26,7 @@ from messaging_server.errors import (
     DomainError,
     Forbidden,
     InternalError,
+    RateLimited,
     Unauthenticated,
     Unavailable,
 )
@@ -268,6 +269,8 @@ class Connection(ABC):
             self.close(Close.ORIGIN_REFUSED)
         elif isinstance(error, Conflict):
             self.close(Close.TOO_MANY_SOCKETS)
+        elif isinstance(error, RateLimited):
+            self.close(Close.TOO_MANY_FRAMES)
         elif isinstance(error, Unavailable):
             self._timeout_code = Close.UNAVAILABLE
 
@@ -309,7 +312,7 @@ class Connections(Generic[C]):
         self._by_owner: dict[UUID, list[C]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._authenticating = 0
-        self._revocations: dict[UUID, int] = {}
+        self._changes: dict[UUID, int] = {}
 
     async def stop(self) -> None:
         for socket in tuple(self._all):
@@ -353,29 +356,33 @@ class Connections(Generic[C]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def unrevoked(self, read: Callable[[], Awaitable[A]], owner: Callable[[A], UUID]) -> A:
+    async def up_to_date(self, read: Callable[[], Awaitable[A]], owner: Callable[[A], UUID]) -> A:
         """What `read` says of a token.
 
-        Asks again when the owner's tokens were revoked while the first answer was on its way.
+        Asks again when something of the owner changed while the first answer was on its way.
         """
         self._authenticating += 1
         try:
             seen = 0
             while True:
                 authenticated = await read()
-                revocations = self._revocations.get(owner(authenticated), 0)
-                if revocations == seen:
+                changes = self._changes.get(owner(authenticated), 0)
+                if changes == seen:
                     return authenticated
-                seen = revocations
+                seen = changes
         finally:
             self._authenticating -= 1
             if not self._authenticating:
-                self._revocations.clear()
+                self._changes.clear()
+
+    def changed(self, owner_id: UUID) -> None:
+        """What is being read of the owner may be out of date."""
+        if self._authenticating:
+            self._changes[owner_id] = self._changes.get(owner_id, 0) + 1
 
     def revoke(self, owner_id: UUID) -> None:
         """Everything that the owner was let in with is void."""
-        if self._authenticating:
-            self._revocations[owner_id] = self._revocations.get(owner_id, 0) + 1
+        self.changed(owner_id)
         for socket in self.of_owner(owner_id):
             socket.close(Close.BAD_TOKEN)
 

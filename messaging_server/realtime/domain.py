@@ -82,9 +82,10 @@ class VisitorDomain:
         self._limiter = limiter
         self._limits = limits
 
-    def count_command(self, visitor: Visitor, network: str) -> None:
+    def count_command(self, visitor: Visitor | None, network: str) -> None:
         limits = self._limits
-        self._limiter.check(limits.calls_per_minute_per_visitor, *visitor_key(visitor))
+        if visitor is not None:
+            self._limiter.check(limits.calls_per_minute_per_visitor, *visitor_key(visitor))
         self._limiter.check(limits.visitor_commands_per_minute_per_address, "command", network)
 
     async def authenticate_visitor(self, token: str, headers: Headers) -> AuthenticatedVisitor:

@@ -234,12 +234,13 @@ class Sockets(Connections[Socket]):
             self.presence.departed(socket, last=not self.of_owner(socket.owner_id))
 
     async def authenticate(self, token: str) -> Authenticated:
-        return await self.unrevoked(
+        return await self.up_to_date(
             lambda: self.directory.authenticate(token), lambda found: found.caller.id
         )
 
     def rename(self, user_id: UUID, name: str | None) -> None:
         """What is said of the user from now on has the new name."""
+        self.changed(user_id)
         for socket in self.of_owner(user_id):
             if socket.caller is not None:
                 socket.caller = structs.replace(socket.caller, name=name)

@@ -70,8 +70,8 @@ class AuthenticatedVisitor(Protocol):
 class VisitorDirectory(Protocol):
     """What visitors' sockets ask the domain; all raise its errors."""
 
-    def count_command(self, visitor: Visitor, network: str) -> None:
-        """Raises `RateLimited` when the visitor, or its network, has sent too many."""
+    def count_command(self, visitor: Visitor | None, network: str) -> None:
+        """Raises `RateLimited` when the visitor, if known, or its network has sent too many."""
 
     async def authenticate_visitor(self, token: str, headers: Headers) -> AuthenticatedVisitor:
         """Raises `Forbidden` when the `Origin` among `headers` is not one of the inbox."""
@@ -170,8 +170,7 @@ class VisitorSocket(Connection):
     # Commands
 
     async def _authenticate(self, command: Auth) -> None:
-        if self.visitor is not None:
-            self._count()
+        self._count()
         authenticated = await self._visitors.authenticate(command.data.token, self._headers)
         if self.closed:
             return
@@ -191,6 +190,7 @@ class VisitorSocket(Connection):
         if isinstance(command, LookAgain):
             await self._follow()
             return
+        self._known_visitor()
         self._count()
         if isinstance(command, PublicJoin):
             await self._join(command)
@@ -199,7 +199,7 @@ class VisitorSocket(Connection):
 
     def _count(self) -> None:
         """What costs statements is limited as calls over REST are."""
-        self._visitors.directory.count_command(self._known_visitor(), self.network)
+        self._visitors.directory.count_command(self.visitor, self.network)
 
     async def _join(self, command: PublicJoin) -> None:
         """Subscribe, read, reply, and let through what comes after: in this order."""
@@ -383,7 +383,7 @@ class Visitors(Connections[VisitorSocket]):
             del self._by_network[socket.network]
 
     async def authenticate(self, token: str, headers: Headers) -> AuthenticatedVisitor:
-        return await self.unrevoked(
+        return await self.up_to_date(
             lambda: self.directory.authenticate_visitor(token, headers),
             lambda found: found.visitor.lead_id,
         )

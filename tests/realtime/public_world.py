@@ -246,7 +246,7 @@ class VisitorDomain:
             raise Unauthenticated("The token is not valid")
         return VisitorSession(visitor(int(token)), datetime.now(UTC) + timedelta(hours=1))
 
-    def count_command(self, _who: Visitor, _network: str) -> None: ...
+    def count_command(self, _who: Visitor | None, _network: str) -> None: ...
 
     async def open_visitor_conversation(
         self, who: Visitor, *, after_seq: int | None, limit: int

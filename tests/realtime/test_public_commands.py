@@ -7,7 +7,7 @@ import pytest
 from messaging_server.http import network_of
 from tests.client import Api, Socket
 from tests.public.site import PublicApi, Site
-from tests.realtime.conftest import visitor_socket
+from tests.realtime.conftest import unknown_visitor, visitor_socket
 from tests.realtime.test_public_socket import talking
 
 ENVIRONMENT = {
@@ -67,7 +67,13 @@ def test_commands_of_a_network(api: Api, site: Site) -> None:
         with socket_from(f"2001:db8:1:1:{number}::1", api, site.visitor()) as socket:
             replies = [socket.call("conversation:join") for _ in range(10)]
             errors = [error_of(reply) for reply in replies]
-            assert errors == ([None] * 10 if number < 2 else [None] * 5 + [LIMITED] * 5)
+            assert errors == ([None] * 10 if number < 2 else [None] * 2 + [LIMITED] * 8)
+    for token in (site.visitor().session["sessionToken"], "forged"):  # nobody has been asked
+        forwarded = {"X-Forwarded-For": "2001:db8:1:1::2"}
+        with unknown_visitor(api, additional_headers=forwarded) as stranger:
+            stranger.send({"id": 1, "event": "auth", "data": {"token": token}})
+            assert stranger.read()["error"] == LIMITED
+            assert stranger.close_code() == 4029
     with socket_from("2001:db8:1:2::1", api, site.visitor()) as elsewhere:
         assert elsewhere.call("conversation:join")["ok"]
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from messaging_server import events
 from messaging_server.errors import Forbidden, Unavailable
 from messaging_server.realtime import rooms as rooms_module
+from messaging_server.realtime.sockets import Socket
 from tests.realtime.public_world import AGENT, Client, Stage, World, settle, visitor
 
 ME, SOMEBODY = 1, 2
@@ -422,6 +424,31 @@ def test_a_lost_visitor_is_sent_away_also_while_it_says_who_it_is() -> None:
         await settle()
         assert client.tape.code == 4403
         assert checks == 2
+
+    run(scenario)
+
+
+def test_a_user_who_is_renamed_while_it_says_who_it_is_has_the_new_name() -> None:
+    async def scenario(stage: Stage) -> None:
+        domain = stage.realtime.sockets.directory
+        let_through = asyncio.Event()
+        really, names = domain.authenticate, iter(("Old", "New"))
+
+        async def slowly(token: str) -> Any:
+            found = await really(token)
+            caller = structs.replace(found.caller, name=next(names))
+            await let_through.wait()
+            return structs.replace(found, caller=caller)
+
+        domain.authenticate = slowly  # type: ignore[method-assign]
+        client = stage.agent()
+        await settle()
+        stage.bus.publish(events.UserRenamed(user_id=AGENT.id, name="New"))
+        let_through.set()
+        await settle()
+        assert [frame["data"]["user"]["name"] for frame in client.tape.frames] == ["New"]
+        assert isinstance(client.socket, Socket)
+        assert client.socket.typist.name == "New"
 
     run(scenario)
 
