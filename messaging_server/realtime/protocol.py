@@ -38,6 +38,7 @@ MAX_ERROR_CHARACTERS = 300
 class Close(IntEnum):
     """Why the server closes a socket; 4xxx are ours, the others RFC 6455's."""
 
+    BAD_FRAME = 1002
     NOT_UTF8 = 1007
     TOO_BIG = 1009
     DEFECT = 1011

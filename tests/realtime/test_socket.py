@@ -9,7 +9,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.client import Api, LiveServer, wait_until
-from tests.realtime.conftest import stranger
+from tests.realtime.conftest import closed, stranger
 
 UNKNOWN = "01900000-0000-7000-8000-00000000dead"
 
@@ -120,6 +120,29 @@ def test_invalid_utf8_is_refused_as_the_rfc_says(api: Api) -> None:
     with stranger(api) as visitor:
         visitor.connection.send(b'{"event":"\xff"}', text=True)
         assert visitor.close_code() == 1007
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x81\x02{}",
+        b"\xc1\x82\0\0\0\0{}",
+        b"\x83\x80\0\0\0\0",
+        b"\x80\x80\0\0\0\0",
+        b"\x09\x80\0\0\0\0",
+        b"\x88\x82\0\0\0\0\x03\xed",
+        b"\x88\x82\0\0\0\0\xff\xff",
+    ],
+    ids=["unmasked", "compressed", "opcode", "continued", "split ping", "1005", "65535"],
+)
+def test_frames_that_break_the_rfc(api: Api, frame: bytes) -> None:
+    """Its sender is told so, and nobody else hears of it."""
+    before = closed(api.url, 1002)
+    with api.socket() as healthy, stranger(api) as visitor:
+        visitor.connection.socket.sendall(frame)
+        assert visitor.close_code() == 1002
+        assert healthy.call("conversation:leave", UNKNOWN)["ok"]
+    assert wait_until(lambda: closed(api.url, 1002) == before + 1)
 
 
 def test_fragmented_commands_and_pings_between(api: Api) -> None:
