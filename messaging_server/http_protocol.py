@@ -63,6 +63,13 @@ class JoinedWrites:
         return getattr(self._transport, name)
 
 
+class BadHead(ValueError):
+    """A head that can be read, but not be answered; its message is for the client.
+
+    Raised in a callback, it stops the parser, whose error has it as the context.
+    """
+
+
 class HttpProtocol(HttpToolsProtocol):
     """The protocol of a connection until it becomes a WebSocket, which writes for itself."""
 
@@ -104,9 +111,11 @@ class HttpProtocol(HttpToolsProtocol):
                 self.handle_websocket_upgrade()
             elif self._is_other_upgrade:
                 return self._head_without_upgrade() + data[upgrade.args[0] :]
-        except httptools.HttpParserError:
-            self.logger.warning(NO_REQUEST)
-            self.send_400_response(NO_REQUEST)
+        except httptools.HttpParserError as error:
+            reason = error.__context__
+            message = str(reason) if isinstance(reason, BadHead) else NO_REQUEST
+            self.logger.warning(message)
+            self.send_400_response(message)
         return b""
 
     def on_message_begin(self) -> None:
@@ -117,7 +126,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_under_way = False
         self._end_waiting()
         if self._piece_bytes + self._head_bytes > HEAD_BYTES and self._is_head_too_large():
-            raise ValueError("too large")  # the parser stops, and uvicorn answers with a 400
+            raise BadHead(BAD_HEAD)
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise BadHead("A request needs one Host header")  # RFC 9112, 3.2
         asks = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         self._is_handshake = asks and self._asks_for_a_socket()
         self._is_other_upgrade = asks and not self._is_handshake

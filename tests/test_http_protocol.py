@@ -278,6 +278,7 @@ class Application:
 
 
 def request(line: str, **headers: str) -> bytes:
+    headers = {"host": "test", **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([f"{line} HTTP/1.1", *lines, "", ""]).encode()
 
@@ -554,6 +555,17 @@ def test_what_is_no_request_is_refused_as_everything_is(site: Site, garbage: byt
     assert failure["status"] == "error"
     assert failure["error"]["code"] == "validation_error"
     assert failure["error"]["requestId"] == headers["x-request-id"]
+
+
+@pytest.mark.parametrize("hosts", [b"", b"host: a\r\nhost: b\r\n"])
+def test_a_request_needs_one_host(site: Site, hosts: bytes) -> None:
+    with site.client() as client:
+        client.socket.sendall(b"GET /json/x HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert client.head()[0] == 400
+        assert b"one Host" in client.stream.read()
+    with site.client() as client:  # what old clients may leave out
+        client.socket.sendall(b"GET /json/x HTTP/1.0\r\n\r\n")
+        assert client.answer()[0] == 200
 
 
 def test_garbage_behind_requests_waits_for_their_answers(site: Site) -> None:

@@ -1,5 +1,6 @@
 """Every call of the contract once: status, envelope, and the exact shape of the answer."""
 
+import gzip
 from typing import Any
 from uuid import uuid4
 
@@ -339,6 +340,12 @@ def test_415(api: Api, content_type: str) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     response = api.http.post("/leads", content=b'{"name":"Ana"}', headers=headers)
     assert_failure(response, 415)
+
+
+def test_packed_json_is_not_json(api: Api) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    packed = gzip.compress(b'{"name":"Ana"}')
+    assert_failure(api.http.post("/leads", content=packed, headers=headers), 415)
 
 
 def test_json_with_a_charset_is_json(api: Api) -> None:
