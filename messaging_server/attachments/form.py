@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
 from messaging_server.errors import BodyRefused, TooLarge, ValidationFailed
+from messaging_server.models import VISIBLE
 
 FIELD = "file"
 FORM_BYTES = 65_536
@@ -94,7 +95,8 @@ class _Form:
 
 
 def _unreadable(error: MultipartError) -> BodyRefused:
-    return BodyRefused.of("body", f"is not a readable multipart form: {_shown(str(error))}")
+    reason = _shown(str(error.args[0]))  # beside it there may be an exception
+    return BodyRefused.of("body", f"is not a readable multipart form: {reason}")
 
 
 def _shown(text: str) -> str:
@@ -118,4 +120,4 @@ def clean_name(name: str) -> str:
         stem, dot, extension = name.rpartition(".")
         extension = f"{dot}{extension}" if stem and len(extension) <= 20 else ""
         name = name[: MAX_NAME_CHARACTERS - len(extension)] + extension
-    return name or NAMELESS
+    return name if re.search(VISIBLE, name) else NAMELESS

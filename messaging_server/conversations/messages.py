@@ -257,7 +257,8 @@ def check_content(
 def check_media_url(url: str, *, within: str = "") -> None:
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
+        is_http = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        valid = bool(is_http) and url.isprintable()
     except ValueError:
         valid = False
     if not valid or " " in url:

@@ -207,7 +207,8 @@ def test_no_content(api: Api, key: Api, body: dict[str, Any], field: str) -> Non
 
 @pytest.mark.parametrize(
     "url",
-    ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "ftp://example.com/a",
+    ["http://x:99999/", "http://x:0/", "http://x:y/",
+     "javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "ftp://example.com/a",
      "//e.com",
      "/relative", "example.com/a", "http://", "https:///path", "http:example.com",
      "https://a b.com/",

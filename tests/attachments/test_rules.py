@@ -1,5 +1,6 @@
 """The rules that need no server: names, types, ranges and signed addresses, for any input."""
 
+import re
 import time
 import unicodedata
 from unittest.mock import patch
@@ -7,7 +8,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from messaging_server.attachments.content_types import HEAD_BYTES, INLINE, find_content_type
@@ -15,6 +16,7 @@ from messaging_server.attachments.form import clean_name
 from messaging_server.attachments.routes import content_disposition, find_span
 from messaging_server.attachments.service import Download
 from messaging_server.errors import Forbidden, RangeNotSatisfiable
+from messaging_server.models import VISIBLE
 from messaging_server.security import Links
 from tests.conftest import SECRET
 
@@ -22,9 +24,11 @@ LINKS = Links(SECRET, public_url="https://inbox.example.com/")
 
 
 @given(st.text(max_size=400))
+@example("\u200b\u2060")
 def test_names_are_short_and_visible(name: str) -> None:
     cleaned = clean_name(name)
-    assert 0 < len(cleaned) <= 255
+    assert len(cleaned) <= 255
+    assert re.search(VISIBLE, cleaned)
     assert cleaned == cleaned.strip()
     assert not cleaned.startswith(".")
     assert not set(cleaned) & set("/\\\0\r\n\u202e\u2066")
