@@ -582,7 +582,7 @@ def test_no_tags(sender: Sender) -> None:
 
 NO_NUMBERS = [
     "-1", "x", "1.5", "", "NaN", "9" * 30, "\u0663x", "5.0", "1e1", " 5", "5 ", "+5", "5_0", "0x5",
-    "\u0665",
+    "05", "\u0665",
 ]  # fmt: skip
 NO_BOOLEANS = ["", "maybe", "null", "2", "1", "0", "True", "FALSE", "on", "yes", " true"]
 NO_IDS = [
@@ -664,6 +664,11 @@ def test_a_replacement_character_is_text_like_any_other(sender: Sender) -> None:
         for path in ("/leads", "/conversations"):
             error = assert_failure(sender.api.http.get(f"{path}?limit=1&search={invalid}"), 400)
             assert named(error, "search")
+
+
+def test_a_nul_character_in_a_query(sender: Sender) -> None:
+    error = assert_failure(sender.api.http.get("/leads?limit=1&search=a%00b"), 400)
+    assert named(error, "search")
 
 
 def test_of_two_wrong_parameters_the_first_is_named(sender: Sender) -> None:
