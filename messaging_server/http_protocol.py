@@ -12,6 +12,7 @@ sockets is answered as any other request.
 """
 
 import asyncio
+import re
 from typing import Any, cast
 
 import httptools
@@ -32,6 +33,10 @@ HEAD_SECONDS = 20.0
 
 HEAD_BYTES = 65_536
 """Of one that is incomplete, after its first piece, which is as large as what had arrived."""
+
+
+_HOST = re.compile(rb"[0-9A-Za-z!$&'()*+,;=._~:\[\]@%-]*")
+_SLASHES = re.compile(rb"/+")
 
 
 class JoinedWrites:
@@ -127,14 +132,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._end_waiting()
         if self._piece_bytes + self._head_bytes > HEAD_BYTES and self._is_head_too_large():
             raise BadHead(BAD_HEAD)
-        hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
-            raise BadHead("A request needs one Host header")  # RFC 9112, 3.2
+        self._check_host()
         asks = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         self._is_handshake = asks and self._asks_for_a_socket()
         self._is_other_upgrade = asks and not self._is_handshake
         if not self._is_other_upgrade:
             super().on_headers_complete()
+
+    def _check_host(self) -> None:
+        """As RFC 9112, 3.2 demands, with the characters of RFC 3986, 3.2.2."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        may_lack = self.parser.get_http_version() == "1.0"
+        if len(hosts) > 1 or not (hosts or may_lack) or not all(map(_HOST.fullmatch, hosts)):
+            raise BadHead("A request needs one Host header, with a name or an address")
 
     def on_message_complete(self) -> None:
         if not self._is_other_upgrade:
@@ -157,7 +167,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _asks_for_a_socket(self) -> bool:
         """Whether it is for one of ours, and `websockets`, which answers it, will not refuse it."""
-        path = self.url.partition(b"?")[0].rstrip(b"/")
+        path = _SLASHES.sub(b"/", self.url.partition(b"?")[0]).rstrip(b"/")
         if path not in SOCKET_PATHS or not self.url.isascii() or self._answering:
             return False
         probe = ServerProtocol()

@@ -557,10 +557,14 @@ def test_what_is_no_request_is_refused_as_everything_is(site: Site, garbage: byt
     assert failure["error"]["requestId"] == headers["x-request-id"]
 
 
-@pytest.mark.parametrize("hosts", [b"", b"host: a\r\nhost: b\r\n"])
-def test_a_request_needs_one_host(site: Site, hosts: bytes) -> None:
+@pytest.mark.parametrize("path", [b"/json/x", b"/ws"])
+@pytest.mark.parametrize(
+    "hosts", [b"", b"host: a\r\nhost: b\r\n", b"host: \xff\r\n", b"host: a b\r\n"]
+)
+def test_a_request_needs_one_host(site: Site, path: bytes, hosts: bytes) -> None:
+    headers = request("", **UPGRADE).partition(b"test\r\n")[2]
     with site.client() as client:
-        client.socket.sendall(b"GET /json/x HTTP/1.1\r\n" + hosts + b"\r\n")
+        client.socket.sendall(b"GET %b HTTP/1.1\r\n%b%b" % (path, hosts, headers))
         assert client.head()[0] == 400
         assert b"one Host" in client.stream.read()
     with site.client() as client:  # what old clients may leave out

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from messaging_server.postgres import EmbeddedPostgres
 from tests.api.test_contract import assert_failure
@@ -77,6 +78,14 @@ def test_handshakes_where_no_socket_is(server: LiveServer, api: Api) -> None:
     assert api.http.get("/auth/me", headers=UPGRADE).status_code == 200
     made = api.http.post("/leads", headers={**UPGRADE, "Upgrade": "h2c"}, json={"name": "Ana"})
     assert made.status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/ws", "/ws/", "//ws", "/ws/public"])
+def test_paths_of_sockets(server: LiveServer, path: str) -> None:
+    """As lenient as for all other paths."""
+    with connect(f"{server.url.replace('http', 'ws', 1)}{path}") as connection:
+        connection.send('{"id":1,"event":"shout"}')
+        assert "validation_error" in str(connection.recv(20))
 
 
 @pytest.mark.parametrize("path", ["/ws", "/ws/public"])
