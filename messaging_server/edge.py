@@ -35,6 +35,7 @@ from messaging_server.http import (
     Failure,
     header,
     query_parameters,
+    unreadable,
     validation_failed,
 )
 from messaging_server.logs import logged_request_id
@@ -167,13 +168,7 @@ def handle_bad_body(request: litestar.Request[Any, Any, Any], error: Exception) 
         return failure_response(UnsupportedMediaType("The body must have no Content-Encoding"))
     if isinstance(error, msgspec.ValidationError):
         return failure_response(validation_failed(error))
-    reason = {
-        UnicodeDecodeError: "The body is not valid UTF-8",
-        RecursionError: "The body is nested too deeply",
-    }.get(type(error), f"The body is not valid JSON: {error}")
-    if "truncated" in reason:
-        reason += r", or half of a surrogate pair (such as \ud83d) stands alone"
-    return failure_response(ValidationFailed(reason))
+    return failure_response(unreadable("body", error))
 
 
 _BY_STATUS: dict[int, type[DomainError]] = {

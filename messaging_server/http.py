@@ -430,6 +430,18 @@ def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
     return ValidationFailed.of(path or "body", rule[:1].lower() + rule[1:])
 
 
+def unreadable(what: str, error: Exception) -> ValidationFailed:
+    """What was raised by decoding a `body` or `frame` that is no JSON at all."""
+    if isinstance(error, UnicodeError):
+        return ValidationFailed(f"The {what} is not valid UTF-8")
+    if isinstance(error, RecursionError):
+        return ValidationFailed(f"The {what} is nested too deeply")
+    reason = f"The {what} is not valid JSON: {error}"
+    if "truncated" in reason:
+        reason += r", or half of a surrogate pair (such as \ud83d) stands alone"
+    return ValidationFailed(reason)
+
+
 # --- Pagination -------------------------------------------------------------------------------
 
 C = TypeVar("C", bound=Struct)

@@ -1,5 +1,6 @@
 """Analyses: what people may ask for, and the part of the server that makes them."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated
@@ -23,15 +24,16 @@ from messaging_server.config import AiConfig, Config
 from messaging_server.database import Database
 from messaging_server.errors import Conflict, NotFound, ValidationFailed
 from messaging_server.events import Bus, Event
-from messaging_server.models import MAX_TAGS, Caller, Model, Priority, Timestamp, Verdict
+from messaging_server.models import MAX_TAGS, VISIBLE, Caller, Model, Priority, Timestamp, Verdict
 from messaging_server.models import Analysis as AnalysisEntry
 from messaging_server.models import Request as RequestBody
 
 USAGE_DAYS = 30
 USAGE_DAYS_MAX = 366
 EARLIEST_DAY = date(2000, 1, 1)
+_DAY = re.compile(r"\d{4}-\d\d-\d\d(T|$)")
 
-TagName = Annotated[str, Meta(min_length=1, max_length=TAG_CHARACTERS)]
+TagName = Annotated[str, Meta(min_length=1, max_length=TAG_CHARACTERS, pattern=VISIBLE)]
 
 
 class AnalysisRequested(Event, frozen=True, kw_only=True):
@@ -177,6 +179,8 @@ async def fetch_usage(
 
 def _day(name: str, text: str) -> date:
     try:
+        if not _DAY.match(text):  # Python takes weeks, and days without hyphens, too
+            raise ValueError(text)
         at = datetime.fromisoformat(text)
         day = (at.astimezone(UTC) if at.tzinfo else at).date()
     except (ValueError, OverflowError):

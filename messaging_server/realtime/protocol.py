@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from messaging_server import models
 from messaging_server.errors import DomainError, ValidationFailed
-from messaging_server.http import validation_failed
+from messaging_server.http import unreadable, validation_failed
 from messaging_server.models import (
     Conversation,
     DeliveryStatus,
@@ -175,12 +175,8 @@ def decode_with(decoder: msgspec.json.Decoder[Any], text: str) -> Command:
         return command
     except msgspec.ValidationError as error:
         problem = validation_failed(error)
-    except msgspec.DecodeError as error:
-        problem = ValidationFailed(f"The frame is not valid: {error}")
-    except UnicodeEncodeError:
-        problem = ValidationFailed("The frame holds a lone surrogate")
-    except RecursionError:
-        problem = ValidationFailed("The frame is nested too deeply")
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        problem = unreadable("frame", error)
     raise _bad_command(text, problem)
 
 

@@ -87,6 +87,7 @@ def test_only_who_sees_the_conversation(api: Api, agent: Api, colleague: Api) ->
         {"verdict": "wrong", "priority": "URGENT"},
         {"verdict": "wrong", "tags": ["a", "b", "c", "d", "e", "f"]},
         {"verdict": "wrong", "tags": [""]},
+        {"verdict": "wrong", "tags": ["\u200b"]},
         {"verdict": "wrong", "tags": ["x" * 51]},
         {"verdict": "wrong", "tags": "x"},
         {"verdict": "wrong", "tags": ["\0"]},

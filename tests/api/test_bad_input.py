@@ -617,7 +617,10 @@ QUERIES: dict[str, dict[str, list[str]]] = {
     f"{PUBLIC}/messages": {**PAGED, "afterSeq": [str(2**31), *NO_NUMBERS]},
     "/dashboard/metrics": {},
     "/analysis/queue": {},
-    "/analysis/usage": {"from": ["", "x", "2026-02-30", "9" * 41], "to": ["x", "1999-12-31"]},
+    "/analysis/usage": {
+        "from": ["", "x", "2026-02-30", "20260101", "2026-W01-1", "9" * 41],
+        "to": ["x", "1999-12-31"],
+    },
     "/auth/me": {},
     "/leads/{lead}": {},
     "/conversations/{conversation}": {},

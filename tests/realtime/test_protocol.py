@@ -166,6 +166,11 @@ def test_what_is_json_is_answered(text: str, command_id: str | int | None) -> No
     assert result.command_id == command_id
 
 
+def test_half_a_surrogate_pair_is_named() -> None:
+    with pytest.raises(BadCommand, match="surrogate pair"):
+        decode_command(r'{"id":1,"event":"auth","data":{"token":"\ud800"}}')
+
+
 def test_bare_conversation_id() -> None:
     """As the old clients sent it."""
     command = decode_command(json.dumps({"event": "conversation:join", "data": CONVERSATION}))
