@@ -8,6 +8,7 @@ import contextlib
 import gc
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -78,9 +79,11 @@ class StopSignals:
     def __enter__(self) -> Self:
         for number in STOPPING:
             self._previous[number] = signal.signal(number, self._receive)
+        self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._explain
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._previous_hook
         for number, previous in self._previous.items():  # once received, Python itself ends next
             signal.signal(number, signal.SIG_IGN if self.received else previous)
 
@@ -113,6 +116,11 @@ class StopSignals:
             if self.received:
                 task.cancel()
             yield
+
+    def _explain(self, swallowed: "sys.UnraisableHookArgs") -> None:
+        """Nothing of a `Stopped`, which was no mistake, and is still to be seen in `received`."""
+        if not isinstance(swallowed.exc_value, Stopped):
+            self._previous_hook(swallowed)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received_at is None:

@@ -1,7 +1,9 @@
 """`evaluate`: its file, its figures and its report; the second analyser is a scripted model."""
 
 import json
+import os
 import re
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -302,17 +304,17 @@ def test_the_command_needs_no_database(
     assert report.read_text("utf-8").startswith("<!doctype html>")
 
 
-async def test_two_models_by_name(
-    path: Path, tmp_path: Path, llm: ScriptedLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+async def test_two_models_by_name(path: Path, tmp_path: Path, llm: ScriptedLLM) -> None:
     arguments = (str(path), "--analyser", "openai:m1", "--against", "openai:llama3.2:1b")
-    result = await anyio.to_thread.run_sync(
-        lambda: run(*arguments, MESSAGING_AI__BASE_URL=llm.base_url)
+    result = await anyio.run_process(
+        [sys.executable, "-m", "messaging_server", "evaluate", *arguments],
+        env={**os.environ, "MESSAGING_AI__BASE_URL": llm.base_url},
+        cwd=tmp_path,
+        check=False,
     )
-    assert result.exit_code == 0, result.output
+    assert result.returncode == 0, result.stderr
     assert {request["model"] for request in llm.requests} == {"m1", "llama3.2:1b"}
-    assert "0 conversations with another priority" in result.stdout
+    assert b"0 conversations with another priority" in result.stdout
 
 
 def test_a_key_is_not_shown_to_another_vendor(monkeypatch: pytest.MonkeyPatch) -> None:

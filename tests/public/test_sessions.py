@@ -358,7 +358,7 @@ def test_a_known_identity_gets_the_visitors_conversation(api: Api, site: Site) -
     conversation = api.get(f"/conversations/{moved}")
     assert conversation["lead"]["id"] == phone.lead_id
     assert conversation["lead"]["attributes"] == {"plan": "pro", "size": 3}
-    assert conversation["version"] == version + 1
+    assert conversation["version"] > version
     log = api.get(f"/conversations/{moved}/messages")["items"]
     assert [item["sender"]["id"] for item in log] == [phone.lead_id]
     assert api.get(f"/conversations/{older}/messages")["items"][0]["contentText"]
