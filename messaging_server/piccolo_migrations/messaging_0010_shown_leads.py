@@ -1,7 +1,8 @@
 """A change of a lead is one of its conversations, which show it: a new version of each row.
 
 Lists tell by a conversation's row alone whether it is shown as it was (decision 13). So that none
-is missed, a conversation that comes to a lead waits for those who are changing the lead.
+is missed, a conversation that comes to a lead waits for those who are changing the lead. It does so
+after it has come: a trigger before would have Postgres lock the row again for each message.
 """
 
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
@@ -35,10 +36,10 @@ language plpgsql
 as $$
 begin
     perform from leads where id = new.lead_id for no key update;
-    return new;
+    return null;
 end
 $$;
-create trigger conversations_lock_lead before insert or update of lead_id on conversations
+create trigger conversations_lock_lead after insert or update of lead_id on conversations
     for each row execute function lock_lead();
 """
 
