@@ -28,6 +28,14 @@ class Frequency(Struct, frozen=True):
         return wanted <= looked_up * self.rows * self.fraction**2
 
 
+def lowered(text: str) -> str:
+    """Each character by itself, as Postgres does.
+
+    Python makes two of `İ`, and minds where in a word a `Σ` stands.
+    """
+    return "".join(each.lower()[0] for each in text)
+
+
 class ElementFrequencies:
     """Of the elements of an array, from the statistics that Postgres keeps of a table or index."""
 

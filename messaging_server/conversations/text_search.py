@@ -34,7 +34,7 @@ class Sought(Struct, frozen=True):
 
     @property
     def is_common_in_leads(self) -> bool:
-        return self.lead.frequency.is_common(wanted=self.wanted)
+        return self.lead.is_common(wanted=self.wanted)
 
     @property
     def is_common(self) -> bool:

@@ -6,23 +6,26 @@ alike each is rare, and their beginning is not.
 
 import re
 from bisect import bisect_left
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, takewhile
 
 from msgspec import Struct
 
 from messaging_server.database import Database
-from messaging_server.frequencies import Frequency
+from messaging_server.frequencies import Frequency, lowered
 from messaging_server.remembered import Remembered
 
 SAMPLED_MESSAGES = 2_000
 REMEMBERED_SECONDS = 300.0
 LAST = "\U0010ffff"
 
-_WORDS = re.compile(r"\w+")
+_BREAKS = re.compile(r"""[\s!"$%'()*,;[\\\]^`{|}]+""")
+"""What Postgres takes for the end of a word wherever it stands."""
 
 
 class Sample(Struct, frozen=True):
-    """Words in the order of their characters; `counts[i]` messages hold one before `words[i]`."""
+    """Words in the order of their characters; `counts[i]`: in how many messages is one before
+    `words[i]`, added up for each of these words."""
 
     rows: float
     sampled: int
@@ -30,17 +33,36 @@ class Sample(Struct, frozen=True):
     counts: list[int]
 
     def frequency(self, search: str) -> Frequency:
-        """Of messages that hold all words, or begin one with them: that of the rarest."""
-        beginnings = _WORDS.findall(search.lower())
-        if not beginnings or not self.sampled:
+        """Of messages that hold all words, or begin one with them: that of the rarest.
+
+        It is rather too high than too low: to look up what is common takes seconds. Words of which
+        nothing is sure count as common.
+        """
+        parts = [part for part in _BREAKS.split(lowered(search)) if part]
+        if not parts or not self.sampled:
             return Frequency()
-        fewest = min(self._count(beginning) for beginning in beginnings)
-        return Frequency(self.rows, min(1.0, fewest / self.sampled))
+        counts = (self._count(beginning) for beginning in _sure_beginnings(parts))
+        return Frequency(self.rows, min(1.0, min(counts, default=self.sampled) / self.sampled))
 
     def _count(self, beginning: str) -> int:
         first = bisect_left(self.words, beginning)
         last = bisect_left(self.words, beginning + LAST)
         return self.counts[last] - self.counts[first]
+
+
+def _sure_beginnings(parts: list[str]) -> Iterator[str]:
+    """The first letters and digits of each.
+
+    Whether accents, vowel signs, fractions or a tag (`<b>`) belong to a word, Postgres decides.
+    """
+    for part in parts:
+        beginning = "".join(takewhile(_is_of_a_word, part))
+        if beginning:
+            yield beginning
+
+
+def _is_of_a_word(character: str) -> bool:
+    return character.isalpha() or character.isdecimal()
 
 
 class WordFrequencies:

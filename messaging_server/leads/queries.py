@@ -159,7 +159,7 @@ def _matching(text: LeadText | None, *, wanted: int) -> tuple[str, list[Any]]:
     """All leads `l`, or those that match, with the parameters from `$5` on."""
     if text is None:
         return "leads l", []
-    if text.frequency.is_common(wanted=wanted):
+    if text.is_common(wanted=wanted):
         return f"(select * from leads l where {matches_in_place('$5')}) l", [text.pattern]
     found = f"select * from leads l where {matches_indexed('$5', '$6')} offset 0"
     return f"({found}) l", [text.pattern, text.pieces]

@@ -5,12 +5,10 @@ pieces that fewest leads have: the index takes a hundred times as long where it 
 lists of common ones too, such as `@ex` and `com`. That the pieces stand together is proved then.
 """
 
-from collections.abc import Mapping
-
 from msgspec import Struct
 
 from messaging_server.database import Database
-from messaging_server.frequencies import ElementFrequencies, Frequency
+from messaging_server.frequencies import ElementFrequencies, Frequency, lowered
 
 PIECE = 3
 LOOKED_UP_PIECES = 3
@@ -25,6 +23,10 @@ class LeadText(Struct, frozen=True):
     frequency: Frequency
     pieces: list[int]
 
+    def is_common(self, *, wanted: int) -> bool:
+        """Whether leads are gone through; by a text without pieces the index finds none."""
+        return not self.pieces or self.frequency.is_common(wanted=wanted)
+
 
 class LeadSearch:
     def __init__(self, database: Database) -> None:
@@ -32,26 +34,18 @@ class LeadSearch:
 
     async def prepare(self, search: str) -> LeadText:
         pattern = search_pattern(search)
-        lowered = pattern.lower()
+        text = lowered(pattern)
         known = await self._frequencies.fetch()
         found = {
-            lowered[at : at + PIECE]: (known.get(lowered[at : at + PIECE], Frequency()), at + 1)
-            for at in range(len(lowered) - PIECE + 1)
+            text[at : at + PIECE]: (known.get(text[at : at + PIECE], Frequency()), at + 1)
+            for at in range(len(text) - PIECE + 1)
         }
         rarest = sorted(found.values(), key=lambda piece: piece[0].fraction)[:LOOKED_UP_PIECES]
         return LeadText(
             pattern=pattern,
-            frequency=rarest[0][0] if rarest else _of_beginning(lowered, known),
+            frequency=rarest[0][0] if rarest else Frequency(),
             pieces=[begin for _, begin in rarest],
         )
-
-
-def _of_beginning(text: str, known: Mapping[str, Frequency]) -> Frequency:
-    """Of a text that is shorter than a piece: that of all pieces that begin with it."""
-    alike = [frequency for piece, frequency in known.items() if piece.startswith(text)]
-    if not alike:
-        return Frequency()
-    return Frequency(alike[0].rows, min(1.0, sum(each.fraction for each in alike)))
 
 
 def search_pattern(search: str) -> str:

@@ -130,9 +130,9 @@ def test_all_ways_find_the_same(talks_dsn: str, who: str, monkeypatch: pytest.Mo
         ("ana", False, True),
         ("a", False, True),
         ("b", False, True),
-        ("t", True, False),
+        ("t", True, True),  # a single character has no piece that could be looked up
         ("nothing", False, False),
-        ("!", False, False),
+        ("!", False, True),
     ],
 )
 def test_what_is_common(talks_dsn: str, search: str, in_messages: bool, in_leads: bool) -> None:
@@ -172,3 +172,45 @@ def test_beginnings_are_counted() -> None:
     fractions = {"o": 0.5, "ord": 0.4, "order": 0.2, "OTHER": 0.1, "p": 0, "order ord": 0.2}
     assert {each: sample.frequency(each).fraction for each in fractions} == fractions
     assert sample.frequency("!").fraction == 0
+
+
+@pytest.mark.parametrize(
+    "search",
+    ["नमस्ते", "สวัสดี", "cafe\u0301", "order½", "½order", "<b>order", "ΟΔΟΣ", "İzmir", "O'Brien"],
+)
+def test_what_all_messages_have_is_common(postgres: EmbeddedPostgres, search: str) -> None:
+    """However Postgres takes it apart: else all messages would be looked up."""
+
+    async def ask(dsn: str) -> tuple[int, float]:
+        database = Database(dsn, pool_size=2, bus=Bus())
+        await database.start()
+        await database.execute(
+            """
+            insert into messages
+                (conversation_id, seq, sender_type, lead_message_count, content_text)
+            select gen_random_uuid(), 1, 'LEAD', 1, $1 from generate_series(1, 50)
+            """,
+            search,
+        )
+        prepared = await TextSearch(database, LeadSearch(database)).prepare(search, wanted=21)
+        found = await database.fetch_value(
+            "select count(*) from messages where words @@ to_tsquery('simple', $1)", prepared.words
+        )
+        await database.stop()
+        return found, prepared.in_messages.fraction
+
+    with fresh_database(postgres) as dsn:
+        assert asyncio.run(ask(dsn)) == (50, 1.0)
+
+
+def test_pieces_stand_where_postgres_finds_them(talks_dsn: str) -> None:
+    """Of an `İ` Postgres makes one character, Python two."""
+
+    async def ask() -> LeadText:
+        database = Database(talks_dsn, pool_size=2, bus=Bus())
+        await database.start()
+        text = await LeadSearch(database).prepare("İİİ")
+        await database.stop()
+        return text
+
+    assert asyncio.run(ask()).pieces == [1]
