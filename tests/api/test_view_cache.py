@@ -183,7 +183,7 @@ def test_changes_that_overlap_are_shown_when_both_are_there(
             await first.execute(statements[0], *known[what])
             await following.start()
             under_way = asyncio.create_task(second.execute(statements[1], *known[what]))
-            await asyncio.wait([under_way], timeout=0.2)
+            await asyncio.wait([under_way], timeout=0.2 if what == "lead" else 20)
             assert under_way.done() is (what == "agent")  # of a lead, one waits for the other
             await begun.commit()
             await under_way
