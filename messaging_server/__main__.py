@@ -137,6 +137,16 @@ def run_server(
     ):
         serving.serve(complete, listener, signals, announce=announce)
     click.echo("Stopped.", err=True)
+    end_at_once()
+
+
+def end_at_once() -> None:
+    """Else a thread that hangs would be waited for, such as one that looks up a webhook's name."""
+    import os
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def welcome(config: Config, url: str, data_dir: Path) -> None:

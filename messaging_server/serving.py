@@ -260,6 +260,11 @@ class Server(uvicorn.Server):
         gc.set_threshold(ALLOCATIONS_A_COLLECTION)
         self.up.set()
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """In a loop that is not closed: that would wait for whatever thread still hangs."""
+        make_loop = self.config.get_loop_factory() or asyncio.new_event_loop
+        make_loop().run_until_complete(self.serve(sockets))
+
     def stop(self) -> None:
         """At the next tenth of a second."""
         self.should_exit = True
@@ -280,7 +285,7 @@ def serve(
     *,
     announce: Callable[[], None],
 ) -> None:
-    """Serve until a signal; `config` comes from `running_database`.
+    """Serve until a signal; `config` comes from `running_database`. The process must end next.
 
     `announce` is called once the database can be used.
     """

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -275,6 +276,35 @@ def test_sigterm_under_load(postgres: EmbeddedPostgres) -> None:
         server.assert_no_defects()
         server.start()
         load.check()
+
+
+HANGING_DISK = """
+import os, pathlib, time
+
+def hang(_descriptor):
+    pathlib.Path(__file__).with_name("hangs").touch()
+    time.sleep(120)
+
+os.fsync = hang
+"""
+
+
+def test_a_thread_that_hangs_is_left_behind(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    """Nobody can end it, neither the request that waits for it nor Python."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING_DISK)
+    variables = {"PYTHONPATH": str(tmp_path), "MESSAGING_SERVER__SHUTDOWN_SECONDS": "1"}
+    with (
+        fresh_database(postgres) as dsn,
+        live_server(dsn, **variables) as server,
+        Api.first_admin(server.url) as admin,
+        ThreadPoolExecutor(1) as sender,
+    ):
+        upload = sender.submit(admin.http.post, "/attachments", files={"file": ("a.txt", b"a")})
+        wait_until((tmp_path / "hangs").exists)
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < STOP_SECONDS
+        assert_unavailable(upload.result())
 
 
 def test_what_is_not_done_in_time_is_told_so(postgres: EmbeddedPostgres) -> None:
