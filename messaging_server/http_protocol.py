@@ -97,14 +97,13 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._head_under_way:
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self.send_400_response(BAD_HEAD)
-                return
         self._piece_bytes = len(data)
         self._unset_keepalive_if_required()
         while data:
             data = self._parse(data)
-        if self._head_under_way and self._head_timer is None:
+        if self._head_under_way and self._head_bytes > HEAD_BYTES:  # else a body is in the piece
+            self.send_400_response(BAD_HEAD)
+        elif self._head_under_way and self._head_timer is None:
             self._await_head()
 
     def _parse(self, data: bytes) -> bytes:
@@ -202,7 +201,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
-        """The last answer of the connection; not before those to the requests that came before."""
+        """The last answer of the connection, which ends without it when others are still due."""
         if self._answering and (
             self.pipeline or self.cycle.response_started or not self.cycle.more_body
         ):

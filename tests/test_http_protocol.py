@@ -657,6 +657,16 @@ def test_a_large_body_in_the_same_piece_is_none_of_the_heads(site: Site) -> None
         assert client.answer() == (200, b"x" * 150_000)
 
 
+def test_a_large_body_in_the_piece_that_ends_a_head_is_none_of_it(site: Site) -> None:
+    head = request("POST /echo", content_length="150000")
+    with site.client() as client:
+        for _ in range(2):
+            client.socket.sendall(head[:20])
+            time.sleep(0.1)  # the first piece has gone
+            client.socket.sendall(head[20:] + b"x" * 150_000)
+            assert client.answer() == (200, b"x" * 150_000)
+
+
 @pytest.mark.parametrize("filler", [b"x: y\r\n", b"y"], ids=["headers", "one header"])
 def test_a_head_must_not_be_too_large(site: Site, filler: bytes) -> None:
     with site.client() as client:
