@@ -6,6 +6,7 @@ of its lifespan. Whoever serves it may set `stop_by` in its state, a time of the
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -116,16 +117,17 @@ def create_app(config: Config) -> Litestar:
         try:
             yield
         finally:
+            stop_by = app.state.get("stop_by")
             stops = (
                 maintenance.stop,
                 suggestions.aclose,
-                analysis.stop,
+                functools.partial(analysis.stop, by=stop_by),
                 webhooks.stop,
                 realtime.stop,
                 appender.stop,
                 database.stop,
             )
-            await stop_in_order(stops, by=app.state.get("stop_by"), give_up=database.terminate)
+            await stop_in_order(stops, by=stop_by, give_up=database.terminate)
             uploads.close()
             passwords.close()
 

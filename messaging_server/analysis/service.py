@@ -1,5 +1,6 @@
 """Analyses: what people may ask for, and the part of the server that makes them."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -28,6 +29,7 @@ from messaging_server.models import MAX_TAGS, VISIBLE, Caller, Model, Priority, 
 from messaging_server.models import Analysis as AnalysisEntry
 from messaging_server.models import Request as RequestBody
 
+GIVING_BACK_SECONDS = 1.0
 USAGE_DAYS = 30
 USAGE_DAYS_MAX = 366
 EARLIEST_DAY = date(2000, 1, 1)
@@ -94,9 +96,16 @@ class Analysis:
         if self._enabled:
             await self._debouncer.start()
 
-    async def stop(self) -> None:
-        """Takes a little more than `server.shutdown_seconds` at worst; the database must be up."""
-        await self._debouncer.stop(timeout_seconds=self._shutdown_seconds)
+    async def stop(self, *, by: float | None = None) -> None:
+        """Runs may take `server.shutdown_seconds`, and not until `by`, a time of the loop.
+
+        The leases of those that take longer are given back before; the database must be up.
+        """
+        seconds = self._shutdown_seconds
+        if by is not None:
+            left_seconds = by - asyncio.get_running_loop().time()
+            seconds = max(0.0, min(seconds, left_seconds - GIVING_BACK_SECONDS))
+        await self._debouncer.stop(timeout_seconds=seconds)
         await self.analysers.aclose()
 
 

@@ -9,10 +9,18 @@ import pytest
 from messaging_server.analysis import queries
 from messaging_server.analysis.debouncer import Debouncer
 from messaging_server.analysis.openai_analyser import OpenAIAnalyser
-from messaging_server.config import AnalysisConfig
+from messaging_server.analysis.service import Analysis
+from messaging_server.config import AnalysisConfig, Config, ServerConfig
 from messaging_server.database import Database
 from messaging_server.events import AnalysisCompleted, Bus
-from tests.analysis.conftest import QUICK, Debouncers, Inbox, gated_database, only
+from tests.analysis.conftest import (
+    QUICK,
+    Debouncers,
+    Inbox,
+    ai_config,
+    gated_database,
+    only,
+)
 from tests.analysis.scripted_llm import Reply, ScriptedLLM, answers, later
 from tests.analysis.waiting import until
 
@@ -196,6 +204,20 @@ async def test_shutdown_gives_back_what_does_not_finish(
     assert row["lease_token"] is row["lease_until"] is None
     assert row["due_in"] <= 0
     assert row["analysis_attempts"] == 0
+
+
+async def test_shutdown_gives_back_in_time_where_requests_took_it_all(
+    database: Database, bus: Bus, inbox: Inbox, llm: ScriptedLLM
+) -> None:
+    llm.default = Reply(hang=True)
+    conversation_id = await inbox.due_conversation()
+    config = Config(ai=ai_config(llm), analysis=QUICK, server=ServerConfig(shutdown_seconds=60))
+    analysis = Analysis(config, database, bus)
+    await analysis.start()
+    await until(lambda: llm.requests)
+    async with asyncio.timeout(30):
+        await analysis.stop(by=asyncio.get_running_loop().time() + 0.5)
+    assert (await inbox.row(conversation_id))["lease_token"] is None
 
 
 async def test_the_database_goes_away_and_comes_back(
