@@ -25,9 +25,9 @@ end
 $$;
 create trigger leads_shown after update on leads
     for each row when (
-        (old.name, old.email, old.phone, old.attributes, old.created_at, old.updated_at)
-        is distinct from
-        (new.name, new.email, new.phone, new.attributes, new.created_at, new.updated_at)
+        (old.name, old.email, old.phone, old.attributes::text, old.created_at, old.updated_at)
+        is distinct from -- as text, in which 1 and 1.0 differ
+        (new.name, new.email, new.phone, new.attributes::text, new.created_at, new.updated_at)
     )
     execute function show_changed_lead();
 

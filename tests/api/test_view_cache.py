@@ -92,6 +92,18 @@ def test_whoever_changes_a_row_the_list_shows_it(
     assert after == api.get(f"/conversations/{conversation_id}")
 
 
+def test_a_number_of_a_lead_is_shown_as_it_is_written(api: Api, api_dsn: str) -> None:
+    """Postgres finds 1 and 1.0 equal."""
+    conversation = api.new_conversation()
+    for number in ("1", "1.0"):
+        attributes = "jsonb_build_object('n', $2::text::numeric)"
+        change = f"update leads set attributes = {attributes} where id = $1"
+        execute(api_dsn, change, UUID(conversation["lead"]["id"]), number)
+        seen = listed(api, conversation["id"])
+        assert seen
+        assert str(seen["lead"]["attributes"]["n"]) == number
+
+
 def test_what_a_cache_holds_is_still_each_users_own(api: Api, agent: Api, stranger: Api) -> None:
     conversation = api.new_conversation(agent)
     key = api.new_key()
