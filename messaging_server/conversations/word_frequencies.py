@@ -16,6 +16,8 @@ from messaging_server.frequencies import Frequency, lowered
 from messaging_server.remembered import Remembered
 
 SAMPLED_MESSAGES = 2_000
+MESSAGE_BYTES = 300
+"""What one takes in the table, about."""
 REMEMBERED_SECONDS = 300.0
 LAST = "\U0010ffff"
 
@@ -75,9 +77,20 @@ class WordFrequencies:
         return sample.frequency(search)
 
     async def _read(self, _: None) -> Sample:
-        """Whole blocks of the table, so that few are read."""
+        """Whole blocks of the table, so that few are read.
+
+        How many rows there are is reckoned from its size, as Postgres itself does: it may have
+        grown since it was analysed, or never have been.
+        """
         rows = await self._database.fetch_value(
-            "select reltuples from pg_class where oid = 'messages'::regclass"
+            f"""
+            select pg_relation_size(oid) * case
+                when relpages > 0 then reltuples / (relpages * current_setting('block_size')::int)
+                else 1.0 / {MESSAGE_BYTES}
+            end
+            from pg_class
+            where oid = 'messages'::regclass
+            """
         )
         found = await self._database.fetch(
             f"""
