@@ -390,8 +390,9 @@ def query_parameters(handler: BaseRouteHandler) -> dict[str, QueryField]:
 
 
 def _form(field: FieldDefinition) -> Form | None:
-    kinds = {field.annotation, *(part.annotation for part in field.inner_types)} - {NoneType}
-    [kind] = kinds - {field.annotation} or kinds
+    """That of its kind; an optional one is a union of its kind and None."""
+    parts = [part.annotation for part in field.inner_types if part.annotation is not NoneType]
+    [kind] = parts or [field.annotation]
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return Form(re.compile("|".join(kind)), f"must be one of {', '.join(kind)}")
     return FORMS.get(kind)
