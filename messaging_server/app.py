@@ -32,6 +32,7 @@ from messaging_server.cors import Cors
 from messaging_server.dashboard import routes as dashboard_routes
 from messaging_server.dashboard.service import Dashboard
 from messaging_server.database import Database
+from messaging_server.direct import Direct
 from messaging_server.edge import EXCEPTION_HANDLERS, Edge
 from messaging_server.events import Bus
 from messaging_server.health import Maintenance
@@ -179,7 +180,7 @@ def create_app(config: Config) -> Litestar:
         config.server.allowed_origins, public_prefix=PUBLIC_PREFIX, public_origins=origins.allow
     )
     access_log = config.log.level in ("TRACE", "DEBUG")
-    app.asgi_handler = Edge(app.asgi_handler, cors, access_log=access_log)
+    app.asgi_handler = Edge(Direct(app), cors, access_log=access_log)
     return app
 
 

@@ -1,8 +1,8 @@
 """What routes stand on: who is calling, strict bodies and queries, limits, pagination.
 
 A route declares `opt` keys to loosen the defaults: everything needs a user's token unless
-`PUBLIC`, `API_KEY` or `VISITOR`, and `ADMIN_ONLY` refuses agents. What a caller may *see* is never
-decided here but in the SQL of each query.
+`PUBLIC`, `API_KEY` or `VISITOR`, and `ADMIN_ONLY` refuses agents; `DIRECT` takes the short way of
+`direct.py`. What a caller may *see* is never decided here but in the SQL of each query.
 """
 
 import asyncio
@@ -46,6 +46,7 @@ PUBLIC = {"public": True}
 ADMIN_ONLY = {"admin_only": True}
 API_KEY = {"api_key": True}
 VISITOR = {"visitor": True}
+DIRECT = {"direct": True}
 
 BODY_SECONDS = 30
 IDLE_SECONDS = 15
@@ -146,6 +147,8 @@ class Request(litestar.Request[Caller, str, AppState]):
         if media_type != b"application/json":
             raise errors.UnsupportedMediaType("Content-Type must be application/json")
         body = await self.body()
+        if not body:
+            raise ValidationFailed.of("body", "is required")
         value = _decoder(self.route_handler).decode(body)
         if b"\\u0000" in body:
             refuse_nul(msgspec.to_builtins(value), path="")

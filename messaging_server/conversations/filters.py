@@ -31,17 +31,17 @@ class Order(Struct, frozen=True):
     """By a time and then the id; `after` compares a row with the last one of a page."""
 
     time: str
-    direction: str
+    clause: str
     after: str
 
-    @property
-    def clause(self) -> str:
-        return f"order by {self.time} {self.direction}, c.id {self.direction}"
+    @classmethod
+    def by(cls, time: str, direction: str, *, after: str) -> "Order":
+        return cls(time, f"order by {time} {direction}, c.id {direction}", after)
 
 
 ORDERS = {
-    Sort.ACTIVITY: Order("c.last_activity_at", "desc", "<"),
-    Sort.URGENCY: Order(URGENT_SINCE, "asc", ">"),
+    Sort.ACTIVITY: Order.by("c.last_activity_at", "desc", after="<"),
+    Sort.URGENCY: Order.by(URGENT_SINCE, "asc", after=">"),
 }
 
 

@@ -18,10 +18,10 @@ from messaging_server.conversations.service import (
     ReadMark,
     ReadRequest,
 )
-from messaging_server.direct import Direct
 from messaging_server.errors import ValidationFailed
 from messaging_server.http import (
     ADMIN_ONLY,
+    DIRECT,
     Failure,
     PageCursor,
     PageLimit,
@@ -46,7 +46,7 @@ SENT_BEFORE = ResponseSpec(
 )
 
 
-@get("/conversations", middleware=[Direct], tags=["Conversations"])
+@get("/conversations", opt=DIRECT, tags=["Conversations"])
 async def list_conversations(
     request: Request,
     sort: Annotated[Sort, QueryParameter()] = Sort.ACTIVITY,
@@ -89,7 +89,7 @@ async def create_conversation(
     return Success(data=await service.create_conversation(request.database, request.caller, data))
 
 
-@get("/conversations/{conversation_id:uuid}", middleware=[Direct], tags=["Conversations"])
+@get("/conversations/{conversation_id:uuid}", opt=DIRECT, tags=["Conversations"])
 async def fetch_conversation(
     request: Request, conversation_id: FromPath[UUID]
 ) -> Success[Conversation]:
@@ -138,7 +138,7 @@ async def mark_read(
     )
 
 
-@get("/conversations/{conversation_id:uuid}/messages", middleware=[Direct], tags=["Messages"])
+@get("/conversations/{conversation_id:uuid}/messages", opt=DIRECT, tags=["Messages"])
 async def list_messages(
     request: Request,
     conversation_id: FromPath[UUID],
@@ -160,7 +160,7 @@ async def list_messages(
 
 @post(
     "/conversations/{conversation_id:uuid}/messages",
-    middleware=[Direct],
+    opt=DIRECT,
     tags=["Messages"],
     responses={200: SENT_BEFORE},
 )

@@ -15,6 +15,7 @@ NEEDS_REPLY = "c.waiting_since is not null and c.status = 'OPEN'"
 MINUTE = 60
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
+UNITS = {MINUTE: "min", HOUR: "h", DAY: "days"}
 
 
 class Wait(Struct, frozen=True):
@@ -31,17 +32,31 @@ class Wait(Struct, frozen=True):
 
     def urgency(self, now: float) -> Urgency:
         """Its score is in hours, to one decimal place."""
-        tenths = int((now - self.urgent_since) / HOUR * 10 + 0.5)
         reason = f"{self.priority_text}, {waiting_text(int(now - self.since))}"
-        return Urgency(score=tenths / 10 if tenths > 0 else 0.0, reason=reason)
+        return Urgency(score=self._tenths(now) / 10, reason=reason)
+
+    def changes_after(self, now: float) -> float:
+        """Until when the urgency of `now` is the one to show."""
+        seconds = int(now - self.since)
+        unit = unit_of(seconds)
+        reason_changes = self.since + (seconds // unit + 1) * unit
+        score_changes = self.urgent_since + (self._tenths(now) + 0.5) * HOUR / 10
+        return min(reason_changes, score_changes)
+
+    def _tenths(self, now: float) -> int:
+        return max(0, int((now - self.urgent_since) / HOUR * 10 + 0.5))
+
+
+def unit_of(seconds: int) -> int:
+    """What a wait is counted in: hours until there are two days."""
+    if seconds < HOUR:
+        return MINUTE
+    return HOUR if seconds < 2 * DAY else DAY
 
 
 def waiting_text(seconds: int) -> str:
-    """Rounded down; hours until there are two days."""
+    """Rounded down."""
     if seconds < MINUTE:
         return "waiting less than a minute"
-    if seconds < HOUR:
-        return f"waiting {seconds // MINUTE} min"
-    if seconds < 2 * DAY:
-        return f"waiting {seconds // HOUR} h"
-    return f"waiting {seconds // DAY} days"
+    unit = unit_of(seconds)
+    return f"waiting {seconds // unit} {UNITS[unit]}"

@@ -22,26 +22,39 @@ Versions = tuple[int, int]
 """`xmin` of the conversation, which changes with its lead too, and the version of the users."""
 
 
-class View(Struct, frozen=True):
-    """A conversation as JSON, but for what depends on the viewer or the moment."""
+class View(Struct):
+    """A conversation as JSON, as it was shown last: most often it is shown the same again."""
 
     versions: Versions
-    json: bytes
+    beginning: bytes
+    """All but what depends on the viewer or the moment."""
     wait: Wait | None
+    shown_last: msgspec.Raw
+    unread_count: int
+    shown_until: float
+    """When `urgency` is to change, in seconds of Unix time."""
 
     @classmethod
     def of(cls, versions: Versions, conversation: Conversation, wait: Wait | None) -> "View":
         """Of a conversation with nothing unread and without an urgency."""
         json = msgspec.json.encode(conversation)
         assert json.endswith(_OPEN_END)
-        return cls(versions, json[: -len(_OPEN_END)], wait)
+        beginning = json.removesuffix(_OPEN_END)
+        return cls(versions, beginning, wait, msgspec.Raw(), unread_count=-1, shown_until=FOR_EVER)
 
     def shown(self, *, unread_count: int, now: float) -> msgspec.Raw:
-        """The conversation with what was left out."""
-        urgency = msgspec.json.encode(self.wait.urgency(now)) if self.wait else b"null"
-        return msgspec.Raw(_END % (self.json, unread_count, urgency))
+        """The conversation with what was left out; `now` by the database."""
+        if unread_count != self.unread_count or now >= self.shown_until:
+            urgency = b"null"
+            if self.wait is not None:
+                urgency = msgspec.json.encode(self.wait.urgency(now))
+                self.shown_until = self.wait.changes_after(now)
+            self.unread_count = unread_count
+            self.shown_last = msgspec.Raw(_END % (self.beginning, unread_count, urgency))
+        return self.shown_last
 
 
+FOR_EVER = float("inf")
 _END = b'%b"unreadCount":%d,"urgency":%b}'
 _OPEN_END = _END % (b"", 0, b"null")
 

@@ -182,13 +182,14 @@ async def views_of(
     database: Database, cache: ViewCache, caller: Caller, rows: Sequence[Mapping[str, Any]]
 ) -> list[msgspec.Raw]:
     """The conversations of rows with `LISTED`, as JSON; without those just lost to sight."""
-    held = {row["id"]: cache.find(row["id"], versions_of(row)) for row in rows}
-    missing = [conversation_id for conversation_id, view in held.items() if view is None]
-    if missing:
-        held.update(await _read_views(database, cache, caller, missing))
+    views = [cache.find(row["id"], versions_of(row)) for row in rows]
+    if not all(views):
+        missing = [row["id"] for row, view in zip(rows, views, strict=True) if view is None]
+        read = await _read_views(database, cache, caller, missing)
+        views = [view or read.get(row["id"]) for row, view in zip(rows, views, strict=True)]
     return [
         view.shown(unread_count=row["unread_count"], now=row["read_at"])
-        for row, view in zip(rows, held.values(), strict=True)
+        for row, view in zip(rows, views, strict=True)
         if view is not None
     ]
 

@@ -5,11 +5,10 @@ from typing import Any
 from litestar import get
 
 from messaging_server.dashboard.service import Metrics
-from messaging_server.direct import Direct
-from messaging_server.http import Request, Success
+from messaging_server.http import DIRECT, Request, Success
 
 
-@get("/dashboard/metrics", middleware=[Direct], tags=["Dashboard"])
+@get("/dashboard/metrics", opt=DIRECT, tags=["Dashboard"])
 async def fetch_metrics(request: Request) -> Success[Metrics]:
     """Counts over the conversations that the caller may see, as of now."""
     return Success(data=await request.app.state.dashboard.fetch_metrics(request.caller))

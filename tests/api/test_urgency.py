@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messaging_server.conversations.filters import ORDERS, Sort
-from messaging_server.conversations.urgency import NEEDS_REPLY
+from messaging_server.conversations.urgency import DAY, NEEDS_REPLY, Wait
+from messaging_server.models import Priority
 from tests.client import Api
 
 States = list[tuple[str | None, timedelta | None]]
@@ -343,3 +344,23 @@ def test_pushes_carry_it(api: Api, key: Api, agent: Api) -> None:
         assert pushed(agent.get(path)["version"]) == urgency
         agent.send(conversation["id"])
         assert pushed(agent.get(path)["version"]) is None
+
+
+@given(
+    since=st.floats(1.7e9, 1.8e9),
+    head_start=st.sampled_from([0, DAY / 6, DAY]),
+    waited=st.floats(-60, 4 * DAY),
+    part=st.floats(0, 1),
+)
+def test_an_urgency_holds_until_it_changes(
+    since: float, head_start: float, waited: float, part: float
+) -> None:
+    """And no longer: what is shown from a cache is what would be shown anew."""
+    wait = Wait.of(Priority.HIGH, since, since - head_start)
+    now = since + waited
+    change = wait.changes_after(now)
+    assert change > now
+    shortly_before = change - 0.001
+    if shortly_before > now:
+        assert wait.urgency(now + part * (shortly_before - now)) == wait.urgency(now)
+    assert wait.urgency(change + 0.001) != wait.urgency(now)

@@ -14,6 +14,7 @@ from msgspec import structs
 from uuid_utils.compat import uuid7
 
 from messaging_server.conversations import view_cache
+from messaging_server.conversations.urgency import Wait
 from messaging_server.conversations.view_cache import View, ViewCache
 from messaging_server.models import Conversation
 from tests.client import Api, together
@@ -159,6 +160,27 @@ def test_the_oldest_view_makes_room(
     kept = [cache.find(each, (1, 3)) for each in ids]
     assert [view and shown_id(view) for view in kept] == [None, None, *ids[2:]]
     assert cache.find(ids[4], (1, 4)) is None
+
+
+def test_a_view_is_shown_again_until_something_changes(conversation: Conversation) -> None:
+    """To the byte as it was, and made anew for another viewer or a minute later."""
+    plain = structs.replace(conversation, unread_count=0, urgency=None)
+    view = View.of((1, 3), plain, Wait.of(None, since=1_000.0, urgent_since=1_000.0))
+
+    def shown(unread_count: int, seconds: float) -> tuple[int, str]:
+        raw = view.shown(unread_count=unread_count, now=1_000.0 + seconds)
+        seen = msgspec.json.decode(raw, type=Conversation)
+        assert seen.urgency
+        assert structs.replace(seen, unread_count=0, urgency=None) == plain
+        return seen.unread_count, seen.urgency.reason
+
+    first = view.shown(unread_count=2, now=1_001.0)
+    assert view.shown(unread_count=2, now=1_059.0) is first
+    assert shown(2, 59) == (2, "No priority yet, waiting less than a minute")
+    assert shown(3, 59) == (3, "No priority yet, waiting less than a minute")
+    assert shown(3, 60) == (3, "No priority yet, waiting 1 min")
+    assert shown(2, 119) == (2, "No priority yet, waiting 1 min")
+    assert shown(2, 120) == (2, "No priority yet, waiting 2 min")
 
 
 CHANGES_UNDER_WAY = {
