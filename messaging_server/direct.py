@@ -12,13 +12,14 @@ from litestar.routes import HTTPRoute
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
-from messaging_server.http import Request, authorize_caller, checked_query, query_parameters
+from messaging_server.http import Request, authorize_caller
+from messaging_server.query import FORMS, checked_query, query_parameters
 
 KEPT_QUERIES = 1_000
 KEPT_QUERY_BYTES = 200
 
 _PARAMETER = re.compile(r"\{[^}]*\}")
-_ID = re.compile("(?<=/)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![^/])", re.IGNORECASE)
+_ID = re.compile(f"(?<=/){FORMS[UUID].pattern.pattern}(?![^/])", re.IGNORECASE)
 
 
 class Direct:

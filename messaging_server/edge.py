@@ -34,11 +34,11 @@ from messaging_server.http import (
     ErrorBody,
     Failure,
     header,
-    query_parameters,
     unreadable,
     validation_failed,
 )
 from messaging_server.logs import logged_request_id
+from messaging_server.query import query_parameters
 
 HeaderList = list[tuple[bytes, bytes]]
 
