@@ -61,8 +61,11 @@ from (
     select id, row_number() over () as n, now() - random() * interval '365 days' as at from leads
 ) l;
 
-insert into messages (conversation_id, seq, sender_type, content_text, lead_message_count)
+insert into messages (
+    conversation_id, seq, sender_type, sender_id, content_text, lead_message_count
+)
 select c.id, g, case when g % 2 = 1 then 'LEAD' else 'AGENT' end,
+    case when g % 2 = 0 then coalesce(c.assigned_agent_id, (select id from users limit 1)) end,
     'Hello, my order number ' || (random() * 1e6)::int || ' has not arrived, what about it? '
         || md5(random()::text), (g + 1) / 2
 from conversations c, generate_series(1, {per}) g;
