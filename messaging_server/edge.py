@@ -285,7 +285,7 @@ class Edge:
             grant = await self._cors.find(scope["path"], scope["headers"])
             if method != "OPTIONS":
                 await self._app(scope, receive, send_with_headers)
-            elif header(scope, PREFLIGHT):
+            elif header(scope, PREFLIGHT) and header(scope, b"origin"):
                 await answer_preflight(grant, send_with_headers)
             else:
                 await answer_options(self._app, scope, receive, send_with_headers)
@@ -342,18 +342,18 @@ async def answer_options(app: ASGIApp, scope: Scope, receive: Receive, send: Sen
 def completed(headers: HeaderList, status: int) -> HeaderList:
     """With what every answer has; the policies only where it does not bring its own."""
     if status in WITH_ALLOW:
-        headers = [_with_head_allowed(pair) for pair in headers]
+        headers = [_with_all_allowed(pair) for pair in headers]
     names = {name for name, _ in headers}
     policies = [policy for policy in (API_POLICY, RESOURCE_POLICY) if policy[0] not in names]
     return [*headers, *SECURITY_HEADERS, *policies]
 
 
-def _with_head_allowed(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """HEAD is answered wherever GET is, which Litestar does not know."""
+def _with_all_allowed(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """OPTIONS is answered everywhere and HEAD wherever GET is, which Litestar does not know."""
     name, value = pair
     if name != b"allow":
         return pair
-    methods = set(value.split(b", "))
+    methods = {*value.split(b", "), b"OPTIONS"}
     return name, b", ".join(sorted(methods | {b"HEAD"} if b"GET" in methods else methods))
 
 

@@ -24,7 +24,7 @@ METHODS = {
     "/api/public/v1/messages": {"GET", "HEAD", "OPTIONS", "POST"},
     "/health/live": {"GET", "HEAD", "OPTIONS"},
     "/docs": {"GET", "HEAD", "OPTIONS"},
-    "/ws": {"GET", "HEAD"},
+    "/ws": {"GET", "HEAD", "OPTIONS"},
 }
 
 
@@ -33,6 +33,8 @@ def test_a_path_says_which_methods_it_has(server: LiveServer, path: str) -> None
     """To anybody, as a wrong method is refused before anybody is asked for a token."""
     answer = httpx.options(server.url + path)
     assert (answer.status_code, answer.content) == (204, b"")
+    asked = httpx.options(server.url + path, headers={"Access-Control-Request-Method": "GET"})
+    assert asked.headers["allow"] == answer.headers["allow"]  # without a page it is no preflight
     refused = httpx.put(server.url + path)
     assert_failure(refused, 405)
     for response in (answer, refused):
