@@ -27,8 +27,8 @@ class Direct:
 
     Litestar's routing, parameter extraction, response classes and header maps cost such a call
     more than its own work. The handler returns its answer, or a `Response` without headers of its
-    own. Who may call, and what is made of errors, is the same either way; a path that is not in
-    its plain form (with a slash at the end, say) goes Litestar's way to the same handler.
+    own, and has no guards or exception handlers beside those of the application. A path that is
+    not in its plain form (with a slash at the end, say) goes Litestar's way to the same answer.
     """
 
     def __init__(self, app: Litestar) -> None:
@@ -71,7 +71,7 @@ class Direct:
         await response(request.scope, request.receive, request.send)
 
 
-class Route(Struct, frozen=True):
+class Route(Struct):
     """A handler of Litestar's, with what it takes beside `request` and query parameters."""
 
     handler: Any
@@ -101,9 +101,10 @@ class Route(Struct, frozen=True):
         if self.has_body:
             arguments["data"] = await request.json()
         answer = await self.handler.fn(**arguments, **values)
+        status = self.handler.status_code
         if isinstance(answer, litestar.Response):
-            return answer.status_code or 200, msgspec.json.encode(answer.content)
-        return 200, msgspec.json.encode(answer)
+            answer, status = answer.content, answer.status_code or status
+        return status, msgspec.json.encode(answer)
 
     def _read(
         self, request: Request, given: Mapping[str, str], others: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What routes stand on: who is calling, strict bodies and queries, limits, pagination.
+"""What routes stand on: who is calling, strict bodies, limits, pagination.
 
 A route declares `opt` keys to loosen the defaults: everything needs a user's token unless
 `PUBLIC`, `API_KEY` or `VISITOR`, and `ADMIN_ONLY` refuses agents; `DIRECT` takes the short way of
@@ -138,12 +138,12 @@ class Request(litestar.Request[Caller, str, AppState]):
         return network_of(self.address)
 
     async def json(self) -> Any:
-        media_type = header(self.scope, b"content-type").partition(b";")[0].strip().lower()
-        if media_type != b"application/json":
-            raise errors.UnsupportedMediaType("Content-Type must be application/json")
         body = await self.body()
         if not body:
             raise ValidationFailed.of("body", "is required")
+        media_type = header(self.scope, b"content-type").partition(b";")[0].strip().lower()
+        if media_type != b"application/json":
+            raise errors.UnsupportedMediaType("Content-Type must be application/json")
         value = _decoder(self.route_handler).decode(body)
         if b"\\u0000" in body:
             refuse_nul(msgspec.to_builtins(value), path="")

@@ -49,8 +49,8 @@ class JoinedWrites:
 
     def write(self, data: bytes) -> None:
         if self._held:
-            held, self._held = self._held, b""
-            self._transport.write(held + data)
+            self._held += data
+            self.flush()
         elif data:
             self._held = data
             self._loop.call_soon(self.flush)

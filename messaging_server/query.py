@@ -1,4 +1,7 @@
-"""Query parameters: only known ones, each once, written as its kind is written."""
+"""Query parameters: only known ones, each once, written as its kind is written.
+
+Ids in paths have the same form; `read_id` is what Litestar reads them with.
+"""
 
 import re
 from enum import StrEnum

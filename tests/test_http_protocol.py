@@ -100,6 +100,17 @@ def test_lone_write_leaves_when_the_loop_turns(loop: asyncio.AbstractEventLoop) 
         assert transport.calls.pop() == ("write", [piece])
 
 
+def test_a_connection_that_has_gone_gets_nothing(loop: asyncio.AbstractEventLoop) -> None:
+    """Such as the second of two pipelined requests, whose client did not wait for the answers."""
+    writes, transport = joined(loop)
+    writes.write(b"head")
+    transport.closing = True
+    writes.write(b"body")
+    writes.write(b"head")
+    turn(loop)
+    assert transport.calls == []
+
+
 def test_close_flushes_first(loop: asyncio.AbstractEventLoop) -> None:
     writes, transport = joined(loop)
     writes.write(b"head")

@@ -37,7 +37,7 @@ class Wait(Struct, frozen=True):
 
     def changes_after(self, now: float) -> float:
         """Until when the urgency of `now` is the one to show."""
-        seconds = int(now - self.since)
+        seconds = max(0, int(now - self.since))
         unit = unit_of(seconds)
         reason_changes = self.since + (seconds // unit + 1) * unit
         score_changes = self.urgent_since + (self._tenths(now) + 0.5) * HOUR / 10

@@ -7,6 +7,7 @@ conversations too. All users together have one version: there are few, and they 
 """
 
 from collections import OrderedDict
+from math import inf
 from uuid import UUID
 
 import msgspec
@@ -26,41 +27,49 @@ class View(Struct):
     """A conversation as JSON, as it was shown last: most often it is shown the same again."""
 
     versions: Versions
-    beginning: bytes
-    """All but what depends on the viewer or the moment."""
     wait: Wait | None
-    shown_last: msgspec.Raw
+    json: msgspec.Raw
+    beginning_bytes: int
+    """The rest depends on the viewer or the moment."""
     unread_count: int
+    shown_from: float
     shown_until: float
-    """When `urgency` is to change, in seconds of Unix time."""
+    """Between them its urgency holds; in seconds of Unix time."""
 
     @classmethod
     def of(cls, versions: Versions, conversation: Conversation, wait: Wait | None) -> "View":
         """Of a conversation with nothing unread and without an urgency."""
         json = msgspec.json.encode(conversation)
         assert json.endswith(_OPEN_END)
-        beginning = json.removesuffix(_OPEN_END)
-        return cls(versions, beginning, wait, msgspec.Raw(), unread_count=-1, shown_until=FOR_EVER)
+        return cls(
+            versions,
+            wait,
+            msgspec.Raw(json),
+            beginning_bytes=len(json) - len(_OPEN_END),
+            unread_count=0,
+            shown_from=-inf if wait is None else inf,
+            shown_until=inf,
+        )
 
     def shown(self, *, unread_count: int, now: float) -> msgspec.Raw:
-        """The conversation with what was left out; `now` by the database."""
-        if unread_count != self.unread_count or now >= self.shown_until:
+        """As one sees it who has so many unread messages, `now` by the database."""
+        if unread_count != self.unread_count or not self.shown_from <= now < self.shown_until:
             urgency = b"null"
             if self.wait is not None:
                 urgency = msgspec.json.encode(self.wait.urgency(now))
-                self.shown_until = self.wait.changes_after(now)
+                self.shown_from, self.shown_until = now, self.wait.changes_after(now)
+            beginning = bytes(self.json)[: self.beginning_bytes]
             self.unread_count = unread_count
-            self.shown_last = msgspec.Raw(_END % (self.beginning, unread_count, urgency))
-        return self.shown_last
+            self.json = msgspec.Raw(_END % (beginning, unread_count, urgency))
+        return self.json
 
 
-FOR_EVER = float("inf")
 _END = b'%b"unreadCount":%d,"urgency":%b}'
 _OPEN_END = _END % (b"", 0, b"null")
 
 
 class ViewCache:
-    """At most `MAX_VIEWS`, about 1 KB each; the one that came first goes first."""
+    """At most `MAX_VIEWS`, about 1.2 KB each; the one that came first goes first."""
 
     def __init__(self) -> None:
         self._views: OrderedDict[UUID, View] = OrderedDict()

@@ -181,6 +181,19 @@ def test_a_view_is_shown_again_until_something_changes(conversation: Conversatio
     assert shown(3, 60) == (3, "No priority yet, waiting 1 min")
     assert shown(2, 119) == (2, "No priority yet, waiting 1 min")
     assert shown(2, 120) == (2, "No priority yet, waiting 2 min")
+    assert shown(2, 1) == (2, "No priority yet, waiting less than a minute")  # the clock was set
+
+
+@pytest.mark.parametrize("unread_count", [0, 1, -1])  # which only SQL by hand can make of it
+def test_a_view_that_waits_for_nobody_changes_with_its_viewer_alone(
+    conversation: Conversation, unread_count: int
+) -> None:
+    plain = structs.replace(conversation, unread_count=0, urgency=None)
+    view = View.of((1, 3), plain, wait=None)
+    for now in (1e9, 2e9, 0.0):
+        seen = msgspec.json.decode(view.shown(unread_count=unread_count, now=now))
+        expected = structs.replace(plain, unread_count=unread_count)
+        assert seen == msgspec.to_builtins(expected)
 
 
 CHANGES_UNDER_WAY = {
