@@ -43,6 +43,24 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(parent)
 
 
+@pytest.fixture(scope="module")
+def ready_made() -> Iterator[Path]:
+    """The data directory of a server that has run and stopped."""
+    parent = Path(tempfile.mkdtemp(prefix="embedded-"))
+    parent.chmod(0o711)
+    server = EmbeddedPostgres(parent / "data")
+    server.start()
+    server.stop()
+    yield parent / "data"
+    shutil.rmtree(parent)
+
+
+@pytest.fixture
+def has_run(ready_made: Path, data_dir: Path) -> None:
+    """`data_dir` has its database already, which is quicker than to make it."""
+    subprocess.run(["cp", "-a", ready_made, data_dir], check=True)
+
+
 @pytest.fixture
 def make(data_dir: Path) -> Iterator[Make]:
     """Servers in this process, stopped at the end."""
@@ -140,6 +158,7 @@ def test_starts_stops_and_keeps_data(make: Make, data_dir: Path) -> None:
     assert remembered(second) == [1]
 
 
+@pytest.mark.usefixtures("has_run")
 def test_durable_and_reachable_by_socket_only(make: Make) -> None:
     server = make()
     server.start()
@@ -172,6 +191,7 @@ def test_text_is_alike_in_every_environment(
     assert words == query(server, "select to_tsvector('spanish', 'Cuánto  Hola  Señor él')")
 
 
+@pytest.mark.usefixtures("has_run")
 def test_a_second_server_is_refused(make: Make, run: Run, data_dir: Path) -> None:
     holder = run()
     wait_ready(holder)
@@ -186,6 +206,7 @@ def test_a_second_server_is_refused(make: Make, run: Run, data_dir: Path) -> Non
     make().start()
 
 
+@pytest.mark.usefixtures("has_run")
 def test_sigterm_stops_everything(run: Run, data_dir: Path) -> None:
     server = run()
     wait_ready(server)
@@ -204,6 +225,7 @@ def test_sigterm_while_starting(make: Make, run: Run, data_dir: Path) -> None:
     make().start()
 
 
+@pytest.mark.usefixtures("has_run")
 def test_killed_server_loses_nothing(make: Make, run: Run, data_dir: Path) -> None:
     for round_number in range(3):
         wait_ready(killed := run())
@@ -215,6 +237,7 @@ def test_killed_server_loses_nothing(make: Make, run: Run, data_dir: Path) -> No
     assert remembered(server) == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("has_run")
 @pytest.mark.skipif(not LINUX, reason="PR_SET_PDEATHSIG")
 def test_postgres_ends_with_a_killed_server(run: Run, data_dir: Path) -> None:
     wait_ready(killed := run())
@@ -223,6 +246,7 @@ def test_postgres_ends_with_a_killed_server(run: Run, data_dir: Path) -> None:
     wait_until(lambda: not is_alive(pid))
 
 
+@pytest.mark.usefixtures("has_run")
 def test_adopts_a_survivor_and_stops_it(make: Make, run: Run, data_dir: Path) -> None:
     wait_ready(killed := run("--survivor"))
     pid = postmaster(data_dir)
@@ -264,6 +288,7 @@ def revived(server: EmbeddedPostgres) -> bool:
     return answers(server)
 
 
+@pytest.mark.usefixtures("has_run")
 def test_revives_a_killed_postmaster(make: Make, data_dir: Path) -> None:
     server = make()
     server.start()
@@ -283,6 +308,7 @@ def test_revives_a_killed_postmaster(make: Make, data_dir: Path) -> None:
     assert not pid_file(data_dir).exists()
 
 
+@pytest.mark.usefixtures("has_run")
 def test_a_failed_revival_is_tried_again(
     make: Make, data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,6 +332,7 @@ def test_a_failed_revival_is_tried_again(
     wait_until(revived)
 
 
+@pytest.mark.usefixtures("has_run")
 @pytest.mark.parametrize("revive", [False, True])
 def test_postgres_outlives_the_thread_that_called(make: Make, data_dir: Path, revive: bool) -> None:
     server = make()
@@ -332,6 +359,7 @@ def postgres_user(data_dir: Path) -> dict[str, object]:
     return {"user": found.st_uid, "group": found.st_gid, "extra_groups": []}
 
 
+@pytest.mark.usefixtures("has_run")
 def test_stale_pid_file_naming_a_live_process(make: Make, data_dir: Path) -> None:
     server = make()
     server.start()
@@ -351,6 +379,7 @@ def test_stale_pid_file_naming_a_live_process(make: Make, data_dir: Path) -> Non
         bystander.wait()
 
 
+@pytest.mark.usefixtures("has_run")
 def test_stale_pid_file_and_a_server_that_fails(make: Make, data_dir: Path) -> None:
     server = make()
     server.start()
@@ -362,6 +391,7 @@ def test_stale_pid_file_and_a_server_that_fails(make: Make, data_dir: Path) -> N
         make().start()
 
 
+@pytest.mark.usefixtures("has_run")
 def test_another_major_version_is_refused(make: Make, data_dir: Path) -> None:
     server = make()
     server.start()
@@ -477,6 +507,7 @@ def test_root_needs_a_directory_that_others_may_enter(make: Make, data_dir: Path
     make(empty).start()  # with nothing in it, it becomes ours
 
 
+@pytest.mark.usefixtures("has_run")
 @pytest.mark.skipif(not AS_ROOT, reason="only root runs Postgres as someone else")
 def test_root_runs_postgres_as_the_owner_of_the_database(make: Make, data_dir: Path) -> None:
     server = make()
@@ -505,6 +536,7 @@ def test_binaries_out_of_reach_are_copied(
     assert [path.name for path in (data_dir / "postgres-binaries").iterdir()] == [copied.version]
 
 
+@pytest.mark.usefixtures("has_run")
 def test_the_log_quotes_no_client(make: Make, data_dir: Path) -> None:
     server = make()
     server.start()
@@ -514,6 +546,7 @@ def test_the_log_quotes_no_client(make: Make, data_dir: Path) -> None:
     assert "hush" not in (data_dir / "postgres.log").read_text()
 
 
+@pytest.mark.usefixtures("has_run")
 def test_the_log_stays_small(make: Make, data_dir: Path) -> None:
     server = make()
     server.start()
@@ -542,6 +575,7 @@ def test_all_again_as_an_ordinary_user() -> None:
     account = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{PROJECT}:{packages}"}
     environment |= {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"TMPDIR": tempfile.gettempdir()}
 
     def as_nobody(python: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(  # type: ignore[call-overload,no-any-return]  # **account
