@@ -1,13 +1,16 @@
 """A real server for every test: embedded Postgres, uvicorn on a free port, HTTP and sockets.
 
 One Postgres serves the whole session; each test module that asks for `server` gets a server
-process of its own on a fresh database, so that tests don't see each other's data.
+process of its own on a fresh database, so that tests don't see each other's data. Databases are
+copies of one that was migrated.
 """
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,38 +37,70 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
+# Loading the machine's certificates takes 30 ms, and each of thousands of HTTP clients does it.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
+
 SECRET = "a-secret-for-tests-of-at-least-32-bytes"
+MIGRATED = "migrated"
+"""The database that others are copied from; nobody stays connected to it."""
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what takes longest, which uses no server of a package, then package by package.
+
+    So each worker starts a package's server once, and none has a long file left at the end.
+    """
+    items.sort(key=lambda item: item.path.parent != TESTS)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """One embedded Postgres for the session, in a short path because of its socket."""
+    """One embedded Postgres for the session, in a short path because of its socket.
+
+    It does not wait for the disk: what survives a crash is tested on others.
+    """
     directory = Path(tempfile.mkdtemp(prefix="ms-"))
     directory.chmod(0o755)
     server = EmbeddedPostgres(directory)
     server.start()
+    execute(
+        server,
+        "alter system set fsync = off",
+        "select pg_reload_conf()",
+        f"create database {MIGRATED}",
+    )
+    asyncio.run(migrate(dsn_of(server, MIGRATED)))
     yield server
     server.stop()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def execute(postgres: EmbeddedPostgres, *statements: str) -> None:
+    """Each in a transaction of its own."""
+
+    async def run() -> None:
+        connection = await asyncpg.connect(postgres.dsn)
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
+
+    asyncio.run(run())
+
+
+def dsn_of(postgres: EmbeddedPostgres, name: str) -> str:
+    dsn = postgres.dsn.replace("/messaging?", f"/{name}?")
+    assert name in dsn
+    return dsn
 
 
 @contextlib.contextmanager
 def fresh_database(postgres: EmbeddedPostgres, *, migrated: bool = True) -> Iterator[str]:
     """A new database; its DSN."""
     name = f"test_{uuid4().hex[:12]}"
-
-    async def execute(statement: str) -> None:
-        connection = await asyncpg.connect(postgres.dsn)
-        await connection.execute(statement)
-        await connection.close()
-
-    asyncio.run(execute(f"create database {name}"))
-    dsn = postgres.dsn.replace("/messaging?", f"/{name}?")
-    assert name in dsn
-    if migrated:
-        asyncio.run(migrate(dsn))
-    yield dsn
-    asyncio.run(execute(f"drop database {name} with (force)"))
+    execute(postgres, f"create database {name}" + f" template {MIGRATED}" * migrated)
+    yield dsn_of(postgres, name)
+    execute(postgres, f"drop database {name} with (force)")
 
 
 @pytest.fixture
