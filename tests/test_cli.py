@@ -256,7 +256,7 @@ def test_a_command_cut_short(folder: Path, number: int, moment: str, command: st
 
 
 SLOW_IMPORT = """
-import sys, time
+import signal, sys, time
 
 class Slow:
     def find_spec(self, name, path, target=None):
@@ -264,8 +264,10 @@ class Slow:
             print("importing", flush=True)
             time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Slow())
 """
+"""Python starts as in a terminal, also where the tests run in the background without Ctrl-C."""
 
 
 def test_an_end_while_python_imports(folder: Path) -> None:
@@ -280,9 +282,12 @@ def test_an_end_while_python_imports(folder: Path) -> None:
         text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "importing\n"
-    process.send_signal(signal.SIGINT)
-    shown, log = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        shown, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == -signal.SIGINT
     assert (shown, log) == ("", "")
 
