@@ -1,5 +1,7 @@
 """What stands around every route: methods, pages of other sites, handshakes."""
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
 from websockets.sync.client import connect
@@ -45,10 +47,17 @@ def test_options_of_no_path(server: LiveServer) -> None:
     assert_failure(httpx.options(f"{server.url}/api/v1/nothing"), 404)
 
 
+@pytest.fixture(scope="module")
+def new_server(postgres: EmbeddedPostgres) -> Iterator[LiveServer]:
+    """Whose inboxes allow no page yet."""
+    with fresh_database(postgres) as dsn, live_server(dsn) as server:
+        yield server
+
+
 @pytest.mark.parametrize("path", ["/api/v1/leads", "/api/public/v1/messages", "/nothing"])
-def test_a_refused_preflight_is_an_error_like_all(server: LiveServer, path: str) -> None:
+def test_a_refused_preflight_is_an_error_like_all(new_server: LiveServer, path: str) -> None:
     headers = {"Origin": THEIRS, "Access-Control-Request-Method": "GET"}
-    answer = httpx.options(server.url + path, headers=headers)
+    answer = httpx.options(new_server.url + path, headers=headers)
     assert_failure(answer, 403)
     assert ALLOW not in answer.headers
 
