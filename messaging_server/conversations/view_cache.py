@@ -69,17 +69,21 @@ _OPEN_END = _END % (b"", 0, b"null")
 
 
 class ViewCache:
-    """At most `MAX_VIEWS`, about 1.2 KB each; the one that came first goes first."""
+    """At most `MAX_VIEWS`, about 1.2 KB each; the one that came first goes first.
+
+    By the bytes of their ids, which have their hash in half the time of a `UUID`.
+    """
 
     def __init__(self) -> None:
-        self._views: OrderedDict[UUID, View] = OrderedDict()
+        self._views: OrderedDict[bytes, View] = OrderedDict()
 
     def find(self, conversation_id: UUID, versions: Versions) -> View | None:
-        view = self._views.get(conversation_id)
+        view = self._views.get(conversation_id.bytes)
         return view if view is not None and view.versions == versions else None
 
     def keep(self, conversation_id: UUID, view: View) -> None:
         """Not for what a transaction has read that may still change it."""
-        if len(self._views) >= MAX_VIEWS and conversation_id not in self._views:
+        key = conversation_id.bytes
+        if len(self._views) >= MAX_VIEWS and key not in self._views:
             self._views.popitem(last=False)
-        self._views[conversation_id] = view
+        self._views[key] = view
