@@ -35,6 +35,7 @@ from messaging_server.models import (
 
 MISSED_MESSAGES = 50
 _visible = re.compile(VISIBLE)
+_committed = {kind: metrics.MESSAGES.labels(kind.value) for kind in SenderType}
 ContentText = Annotated[str, Meta(min_length=1, max_length=10_000)]
 MediaUrl = Annotated[str, Meta(min_length=1, max_length=2_000)]
 AttachmentIds = Annotated[tuple[UUID, ...], Meta(min_length=1, max_length=10)]
@@ -171,7 +172,7 @@ def announce(
         client_message_id=draft.client_message_id,
         created_at=timestamp(appended.created_at),
     )
-    metrics.MESSAGES.labels(draft.sender_type.value).inc()
+    _committed[draft.sender_type].inc()
     database.publish(
         MessageCreated(
             message=message,
