@@ -119,7 +119,7 @@ class ConversationList:
             if len(rows) == size or await are_few(self._database, selection, sought.walked):
                 return rows
         statement = selection.statement()
-        found = by_index(selection, statement, sought)
+        found = by_index(statement, sought)
         return await self._fetch(selection, statement, found, size=size)
 
     async def _fetch(

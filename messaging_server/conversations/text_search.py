@@ -6,7 +6,7 @@ by any part of name, e-mail or phone. Only core Postgres is needed (decision 2).
 
 from msgspec import Struct
 
-from messaging_server.conversations.filters import Selection, Statement, where
+from messaging_server.conversations.filters import Selection, Statement, looked_up, where
 from messaging_server.conversations.word_frequencies import WordFrequencies
 from messaging_server.database import Database
 from messaging_server.frequencies import Frequency
@@ -88,25 +88,16 @@ def among_first(selection: Selection, statement: Statement, sought: Sought) -> s
     return f"{selection.first(statement, sought.walked)} where {in_lead} or {in_messages}"
 
 
-def by_index(selection: Selection, statement: Statement, sought: Sought) -> str:
-    """The first conversations whose messages match, or which are of these leads.
+def by_index(statement: Statement, sought: Sought) -> str:
+    """Those whose messages match, or which are of these leads.
 
-    Words and leads hide in a `select`, so that no plan is better for knowing them, and one serves
-    all.
+    Words and leads hide in arrays, so that no plan is better for knowing them, and one serves all.
     """
     pieces = statement.parameter(sought.lead.pieces)
     leads = _leads(statement.parameter(sought.lead.pattern), pieces)
     conversations = _conversations(statement.parameter(sought.words))
-    found = " union ".join(
-        f"""(
-            select c.id from conversations c
-            {where([*statement.conditions, f"{column} = any(array({matching}))"])}
-            {selection.order.clause}
-            limit {sought.wanted}
-        )"""
-        for column, matching in (("c.id", conversations), ("c.lead_id", leads))
-    )
-    return f"({found}) found join conversations c on c.id = found.id"
+    matching = f"id = any(array({conversations})) or lead_id = any(array({leads}))"
+    return f"{looked_up(matching)} {where(statement.conditions)}"
 
 
 def _leads(pattern: str, pieces: str) -> str:
@@ -114,8 +105,9 @@ def _leads(pattern: str, pieces: str) -> str:
 
 
 def _conversations(words: str) -> str:
+    """Each as often as it has messages that match: to tell them apart costs more."""
     return f"""
-        select distinct m.conversation_id from messages m
+        select m.conversation_id from messages m
         where m.words @@ (select to_tsquery('simple', {words}))
     """
 
