@@ -19,7 +19,7 @@ from messaging_server.conversations.word_frequencies import Sample
 from messaging_server.database import Database
 from messaging_server.events import Bus
 from messaging_server.frequencies import Frequency
-from messaging_server.leads.search import LeadSearch, LeadText
+from messaging_server.leads.search import LeadSearch, LeadText, search_pattern
 from messaging_server.models import Caller, Conversation, Role, Status
 from messaging_server.postgres import EmbeddedPostgres
 from tests.conftest import fresh_database
@@ -145,6 +145,37 @@ def test_what_is_common(talks_dsn: str, search: str, in_messages: bool, in_leads
 
     sought = asyncio.run(ask())
     assert (sought.is_common_in_messages, sought.is_common_in_leads) == (in_messages, in_leads)
+
+
+def test_leads_at_hand_match_by_any_part_of_their_text(talks_dsn: str) -> None:
+    """Also where it begins before the phone's digits, or ends in them."""
+    leads = [("Ana Ñ 7", "ana.7@Example.com", "+34 (600) 7-8 x9"), ("Σοφίας", None, None)]
+
+    async def compare() -> int:
+        connection = await asyncpg.connect(talks_dsn)
+        compared = 0
+        for lead in leads:
+            text = await connection.fetchval("select lead_search_text($1, $2, $3)", *lead)
+            parts = {text[begin:end] for end in range(len(text) + 1) for begin in range(end)}
+            for part in {*parts, "8 x9 3", "x9  346", "ana7", "9 36"}:
+                if not part.strip():
+                    continue
+                pattern = search_pattern(part)
+                sought = LeadText(pattern, Frequency(), [])
+                found = await connection.fetchval(
+                    f"""
+                    select {sought.matches_in_place("$4")}
+                    from (select $1::text as name, $2::text as email, $3::text as phone) l
+                    """,
+                    *lead,
+                    pattern,
+                )
+                assert found is (pattern.lower() in text), pattern
+                compared += 1
+        await connection.close()
+        return compared
+
+    assert asyncio.run(compare()) > 1_000
 
 
 def test_leads_are_looked_up_by_their_rarest_pieces(talks_dsn: str) -> None:
