@@ -69,7 +69,7 @@ _OPEN_END = _END % (b"", 0, b"null")
 
 
 class ViewCache:
-    """At most `MAX_VIEWS`, about 1.2 KB each; the one that came first goes first.
+    """At most `MAX_VIEWS`, about 1.5 KB each; the one that came first goes first.
 
     By the bytes of their ids, which have their hash in half the time of a `UUID`.
     """

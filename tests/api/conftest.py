@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from messaging_server.postgres import EmbeddedPostgres
+from tests.api.calls import Sender
 from tests.client import Api, LiveServer
 from tests.conftest import fresh_database, live_server
 
@@ -47,3 +48,8 @@ def stranger(api: Api) -> Iterator[Api]:
 def key(api: Api) -> Iterator[Api]:
     with api.new_key() as key:
         yield key
+
+
+@pytest.fixture(scope="module")
+def sender(api: Api, key: Api) -> Sender:
+    return Sender(api, key)
