@@ -78,6 +78,7 @@ class Conversations(Table, tablename="conversations"):
     inbox_id = UUID(null=True, default=None)
     external_id = Text(null=True, default=None)
     lead_id = ForeignKey(Leads, null=False)
+    lead_text = Text(default="")
     assigned_agent_id = ForeignKey(Users)
     status = Text(default="OPEN")
     priority = Text(null=True, default=None)

@@ -12,8 +12,8 @@ from messaging_server.database import Database
 from messaging_server.models import Caller, Priority, Status
 
 COMPARED = """
-    xmin, id, lead_id, assigned_agent_id, status, priority, tags, waiting_since, last_activity_at,
-    lead_message_count
+    xmin, id, lead_id, lead_text, assigned_agent_id, status, priority, tags, waiting_since,
+    last_activity_at, lead_message_count
 """
 """What a list filters and sorts by, and what it reads."""
 

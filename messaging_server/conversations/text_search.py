@@ -10,7 +10,7 @@ from messaging_server.conversations.filters import Selection, Statement, looked_
 from messaging_server.conversations.word_frequencies import WordFrequencies
 from messaging_server.database import Database
 from messaging_server.frequencies import Frequency
-from messaging_server.leads.search import LeadSearch, LeadText, matches_indexed
+from messaging_server.leads.search import LeadSearch, LeadText, contains, matches_indexed
 
 SEPARATORS = dict.fromkeys(map(ord, "./@-_:+&=?#"), " ")
 """What `messages.words` takes for spaces, so that PED-4711 is found by 4711."""
@@ -70,11 +70,7 @@ def among_first(selection: Selection, statement: Statement, sought: Sought) -> s
     """
     words, pattern = statement.parameter(sought.words), statement.parameter(sought.lead.pattern)
     if sought.is_common_in_leads:
-        in_lead = f"""exists (
-            select 1 from leads l
-            where l.id = c.lead_id and {sought.lead.matches_in_place(pattern)}
-            offset 0
-        )"""
+        in_lead = contains(pattern, "c.lead_text")
     else:
         in_lead = f"c.lead_id in ({_leads(pattern, statement.parameter(sought.lead.pieces))})"
     if sought.is_common_in_messages:

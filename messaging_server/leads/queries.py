@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from messaging_server.database import Database, row_count
 from messaging_server.errors import Conflict
-from messaging_server.leads.search import LeadText, matches_indexed
+from messaging_server.leads.search import LeadText, contains, matches_indexed
 from messaging_server.models import Caller, Lead, LeadDetails, timestamp
 
 COLUMNS = "l.id, l.name, l.email, l.phone, l.attributes, l.created_at, l.updated_at"
@@ -160,7 +160,8 @@ def _matching(text: LeadText | None, *, wanted: int) -> tuple[str, list[Any]]:
     if text is None:
         return "leads l", []
     if text.is_common(wanted=wanted):
-        return f"(select * from leads l where {text.matches_in_place('$5')}) l", [text.pattern]
+        matching = contains("$5", "l.search_text")
+        return f"(select * from leads l where {matching}) l", [text.pattern]
     found = f"select * from leads l where {matches_indexed('$5', '$6')} offset 0"
     return f"({found}) l", [text.pattern, text.pieces]
 

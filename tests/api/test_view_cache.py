@@ -196,6 +196,11 @@ def test_a_view_that_waits_for_nobody_changes_with_its_viewer_alone(
         assert seen == msgspec.to_builtins(expected)
 
 
+HOLDS_TEXT_OF_LEAD = """
+select c.lead_text = l.search_text
+from conversations c join leads l on l.id = c.lead_id
+where c.id = $1
+"""
 CHANGES_UNDER_WAY = {
     "lead": (
         "insert into conversations (id, lead_id) values ($1, $2)",
@@ -239,6 +244,7 @@ def test_changes_that_overlap_are_shown_when_both_are_there(
             after = await asyncio.to_thread(listed, api, str(conversation_id))
             assert after
             assert name(after) == "New"
+            assert await first.fetchval(HOLDS_TEXT_OF_LEAD, conversation_id)
             return between
         finally:
             await first.close()
