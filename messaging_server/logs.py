@@ -4,6 +4,7 @@ On a terminal it is for people, otherwise one JSON object a line. Never bodies, 
 tokens; tracebacks without the values of variables.
 """
 
+import asyncio
 import logging
 import sys
 import traceback
@@ -25,9 +26,14 @@ _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 class InterceptHandler(logging.Handler):
-    """Hands the records of the standard library's logging to loguru."""
+    """Hands the records of the standard library's logging to loguru.
+
+    Not those of requests that a stop has cut off: uvicorn says how many there were.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return
         level: str | int = record.levelname
         if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
             level = record.levelno

@@ -339,6 +339,21 @@ def test_an_impatient_end(folder: Path) -> None:
         server.close()
 
 
+def test_an_end_while_a_client_does_not_read(dsn: str) -> None:
+    """It is cut off, and one line says so."""
+    with live_server(dsn) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(b"GET /docs/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        time.sleep(0.5)  # until all buffers are full
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.wait() == 0
+        shown = server.log()
+    assert "Cancel 1 running task(s)" in shown
+    assert "raceback" not in shown
+    assert shown.endswith("Stopped.\n")
+
+
 # --- What does not ----------------------------------------------------------------------------
 
 
