@@ -12,7 +12,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 
 from messaging_server.analysis import service
-from messaging_server.analysis.ledger_queries import AnalysisCursor
+from messaging_server.analysis.feedback_queries import AnalysisCursor
 from messaging_server.analysis.queue_queries import AnalysisQueue
 from messaging_server.analysis.service import AnalysisAccepted, AnalysisUsage, NewFeedback
 from messaging_server.analysis.suggestions import (

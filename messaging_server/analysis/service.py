@@ -9,16 +9,11 @@ from uuid import UUID
 
 from msgspec import Meta, field
 
-from messaging_server.analysis import ledger_queries, queries, queue_queries
+from messaging_server.analysis import feedback_queries, ledger_queries, queries, queue_queries
 from messaging_server.analysis.analysers import TAG_CHARACTERS, make_analysers
 from messaging_server.analysis.debouncer import Debouncer
-from messaging_server.analysis.ledger_queries import (
-    AnalysisCursor,
-    Correction,
-    LabelledExample,
-    Usage,
-    UsageItem,
-)
+from messaging_server.analysis.feedback_queries import AnalysisCursor, Correction, LabelledExample
+from messaging_server.analysis.ledger_queries import Usage, UsageItem
 from messaging_server.analysis.queue_queries import AnalysisQueue
 from messaging_server.analysis.spending import MICRO_DOLLARS
 from messaging_server.config import AiConfig, Config
@@ -127,7 +122,7 @@ async def list_analyses(
     limit: int,
     cursor: AnalysisCursor | None,
 ) -> tuple[list[AnalysisEntry], AnalysisCursor | None]:
-    found = await ledger_queries.list_analyses(
+    found = await feedback_queries.list_analyses(
         database, caller, conversation_id, limit=limit, cursor=cursor
     )
     if found is None:
@@ -152,12 +147,12 @@ async def give_feedback(
     """The analysis with the feedback, which takes the place of an earlier one."""
     if feedback.verdict is Verdict.CORRECT and (feedback.priority or feedback.tags is not None):
         raise ValidationFailed.of("verdict", 'must be "wrong" where a priority or tags are given')
-    analysis = await ledger_queries.fetch_analysis(database, caller, conversation_id, analysis_id)
+    analysis = await feedback_queries.fetch_analysis(database, caller, conversation_id, analysis_id)
     if analysis is None:
         raise NotFound("No such analysis")
     tags = None if feedback.tags is None else tuple(dict.fromkeys(feedback.tags))
     correction = Correction(verdict=feedback.verdict, priority=feedback.priority, tags=tags)
-    updated = await ledger_queries.update_feedback(database, caller, analysis, correction)
+    updated = await feedback_queries.update_feedback(database, caller, analysis, correction)
     if updated is None:
         raise Conflict("This analysis has no result")
     return updated
@@ -165,7 +160,7 @@ async def give_feedback(
 
 async def labelled_examples(database: Database) -> list[LabelledExample]:
     """What people confirmed or corrected, for `evaluate`: oldest first, at most 10,000."""
-    return await ledger_queries.list_labelled(database)
+    return await feedback_queries.list_labelled(database)
 
 
 async def fetch_usage(

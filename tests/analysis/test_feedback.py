@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from messaging_server.analysis.ledger_queries import LabelledExample
+from messaging_server.analysis.feedback_queries import LabelledExample
 from messaging_server.analysis.service import labelled_examples
 from messaging_server.database import Database
 from messaging_server.events import Bus
