@@ -89,7 +89,11 @@ def refuses(status: int, message: str = "no", code: str | None = None, **headers
 
 
 class ScriptedLLM:
-    """`script` is used up from its front; then `default` answers, or what `decide` makes of it."""
+    """`script` is used up from its front; then `default` answers, or what `decide` makes of it.
+
+    `active` are the transcripts that are being read, by their first word, and `overlaps` counts
+    those that were active already.
+    """
 
     def __init__(self) -> None:
         self.script: list[Reply] = []
@@ -141,13 +145,13 @@ class ScriptedLLM:
 
     async def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         reply = self._next(request)
-        transcript = json.dumps(transcript_of(request)[:1])
-        self.overlaps += transcript in self.active
-        self.active.append(transcript)
+        first_word = " ".join(entry["text"] for entry in transcript_of(request)).partition(" ")[0]
+        self.overlaps += first_word in self.active
+        self.active.append(first_word)
         try:
             await asyncio.sleep(3600 if reply.hang else reply.delay_seconds)
         finally:
-            self.active.remove(transcript)
+            self.active.remove(first_word)
         headers = (("content-type", "application/json"), *reply.headers)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         head = f"HTTP/1.1 {reply.status} X\r\n{lines}content-length: {len(reply.body)}\r\n\r\n"

@@ -64,7 +64,7 @@ async def test_earlier_days_of_the_month_count_and_other_months_do_not(
     await database.execute(
         """
         insert into analysis_spending (day, micro_dollars)
-        select distinct on (day) day, 7_000
+        select distinct on (day) day, 7000
         from unnest(array[
             date_trunc('month', current_date)::date,
             date_trunc('month', current_date)::date - 1
