@@ -56,10 +56,12 @@ class ElementFrequencies:
     async def _read(self, _: None) -> Mapping[str, Frequency]:
         row = await self._database.fetch_row(
             """
-            select c.reltuples, s.most_common_elems::text::text[] as elements,
+            select t.reltuples, s.most_common_elems::text::text[] as elements,
                 s.most_common_elem_freqs as fractions
             from pg_stats s
             join pg_class c on c.oid = to_regclass($1) and c.relname = s.tablename
+            left join pg_index i on i.indexrelid = c.oid -- which counts other things than rows
+            join pg_class t on t.oid = coalesce(i.indrelid, c.oid)
             where s.schemaname = current_schema() and s.attname = $2
                 and s.most_common_elems is not null
             """,

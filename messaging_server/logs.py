@@ -32,7 +32,8 @@ class InterceptHandler(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        error = record.exc_info and record.exc_info[1]
+        if record.name == "uvicorn.error" and isinstance(error, asyncio.CancelledError):
             return
         level: str | int = record.levelname
         if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):

@@ -27,7 +27,6 @@ async def fetch_columns(dsn: str) -> list[asyncpg.Record]:
             from information_schema.columns
             where table_schema = 'public' and table_name <> 'migration'
                 and is_generated = 'NEVER' -- the query builder would try to write them
-                and is_generated = 'NEVER'
             """
         )
     finally:

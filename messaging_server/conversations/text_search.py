@@ -12,12 +12,12 @@ from messaging_server.database import Database
 from messaging_server.frequencies import Frequency
 from messaging_server.leads.search import LeadSearch, LeadText, contains, matches_indexed
 
-SEPARATORS = dict.fromkeys(map(ord, "./@-_:+&=?#"), " ")
+SEPARATORS = dict.fromkeys(map(ord, "./@-_:+&=?#<>"), " ")
 """What `messages.words` takes for spaces, so that PED-4711 is found by 4711."""
 WALKED_WITH_MESSAGES = 400
 """Conversations that are looked at one by one; with 20 messages each it takes up to 40 ms."""
 WALKED_WITH_LEADS = 3_000
-"""The same where only the leads are looked at: 20 ms."""
+"""The same where only the leads' texts in them are looked at: 2 ms."""
 
 
 class Sought(Struct, frozen=True):

@@ -145,10 +145,11 @@ async def receive(
     try:
         async with database.transaction():
             result = await _append(database, appender, inbox_id, inbound)
-    except (asyncpg.UniqueViolationError, NotFound):  # a lead may be deleted at any moment
+    except (asyncpg.UniqueViolationError, NotFound) as error:
         before = await _received_before(database, inbox_id, inbound.external_id)
         if before is None:
-            raise Conflict("The same message came at the same moment; try again") from None
+            what = "lead was deleted" if isinstance(error, NotFound) else "same message came"
+            raise Conflict(f"The {what} at the same moment; try again") from None
         return before
     return Received(result, created=True)
 

@@ -13,8 +13,6 @@ from messaging_server.frequencies import ElementFrequencies, Frequency, lowered
 PIECE = 3
 LOOKED_UP_PIECES = 3
 
-_INDEXED = "trigrams(lead_search_text(l.name, l.email, l.phone))"
-
 
 class LeadText(Struct, frozen=True):
     """What is looked for, how common it is, and where its rarest pieces begin, from 1."""
@@ -60,7 +58,7 @@ def matches_indexed(pattern: str, pieces: str) -> str:
     They hide in a `select`, so that no plan is better for knowing them, and one serves all.
     """
     return f"""(
-        {_INDEXED} @> array(
+        trigrams(l.search_text) @> array(
             select piece
             from unnest({pieces}::integer[]) begin,
                 substr(lower({pattern}), begin, {PIECE}) piece

@@ -20,7 +20,8 @@ MESSAGES = {
     "ana": "¿Cómo puedo devolver la cámara? El pedido 9876543 llegó roto.",
     "zoe": "Where's my re-fund?! It's been 3 weeks... e-mail me at zoe@home.invalid",
     "ali": "Straße naïve coöperate 小林さん",
-    "odd": "100% of 'nothing' \\ and \"everything\" PED-4711 factura/recibo,vale.gracias",
+    "odd": "100% of 'nothing' \\ and \"everything\" PED-4711 factura/recibo,vale.gracias"
+    " <li.wei@ping.invalid> <https://shop.test/order/8822>",
     "ist": "İyi günler ΣΑΣ",
 }
 
@@ -129,7 +130,16 @@ def test_words_of_messages(agent: Api, search: str, keys: str) -> None:
 
 @pytest.mark.parametrize(
     ("search", "keys"),
-    [("4711", "odd"), ("recibo", "odd"), ("gracias", "odd"), ("zoe@home", "zoe")],
+    [
+        ("4711", "odd"),
+        ("recibo", "odd"),
+        ("gracias", "odd"),
+        ("zoe@home", "zoe"),
+        ("wei", "odd"),
+        ("li.wei@ping.invalid", "odd"),
+        ("<li.wei@ping.invalid>", "odd"),
+        ("8822", "odd"),
+    ],
 )
 def test_words_joined_by_punctuation(agent: Api, search: str, keys: str) -> None:
     assert found(agent, search) == keys

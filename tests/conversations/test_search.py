@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -52,6 +53,7 @@ from (select id, row_number() over (order by last_activity_at desc) as n from co
 ADMIN = Caller(id=uuid4(), email="admin@example.com", name=None, role=Role.ADMIN)
 AGENT = Caller(id=uuid4(), email="agent@example.com", name=None, role=Role.SALES_AGENT)
 NEWCOMER = Caller(id=uuid4(), email="newcomer@example.com", name=None, role=Role.SALES_AGENT)
+WHITE_SPACE = [code for code in range(sys.maxunicode + 1) if chr(code).isspace()]
 CALLERS = {"admin": ADMIN, "agent": AGENT, "newcomer": NEWCOMER}
 
 
@@ -148,7 +150,7 @@ def test_what_is_common(talks_dsn: str, search: str, in_messages: bool, in_leads
 
 
 LEAD_TEXTS = """
-select c.lead_text = lead_search_text(l.name, l.email, l.phone)
+select c.lead_text = lead_text(l.name, l.email, l.phone)
 from conversations c join leads l on l.id = c.lead_id
 where c.id = $1
 """
@@ -186,6 +188,49 @@ def test_conversations_hold_what_their_lead_is_found_by(talks_dsn: str, change: 
     assert asyncio.run(is_held_before_and_after()) == [True, True]
 
 
+def test_a_lead_is_changed_where_all_its_conversations_are_seen(talks_dsn: str) -> None:
+    """One that came meanwhile would go on being found by the old name."""
+
+    async def rename() -> None:
+        connection = await asyncpg.connect(talks_dsn)
+        try:
+            await connection.execute("begin isolation level repeatable read")
+            await connection.execute("update leads set name = 'Zoe' where name like '%Zabala'")
+        finally:
+            await connection.close()
+
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="read committed"):
+        asyncio.run(rename())
+
+
+async def count_named(database: Database, search: str, *, are_common: bool) -> int:
+    """How many conversations a search finds, in this of the two ways."""
+    found = ConversationList(database, LeadSearch(database))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Frequency, "is_common", lambda *_, **__: are_common)
+        return len(await all_pages(found, ADMIN, Filters(search=search)))
+
+
+@pytest.mark.parametrize("name", [chr(code).join("AB") for code in WHITE_SPACE] + ["  A  B "])
+def test_any_white_space_is_a_space(talks_dsn: str, name: str) -> None:
+    async def find() -> list[int]:
+        database = Database(talks_dsn, pool_size=2, bus=Bus())
+        await database.start()
+        lead_id = uuid4()
+        await database.execute("insert into leads (id, name) values ($1, $2)", lead_id, name)
+        await database.execute("insert into conversations (lead_id) values ($1)", lead_id)
+        counts = [
+            await count_named(database, search, are_common=are_common)
+            for search in (name, "a b", " a \t b")
+            for are_common in (True, False)
+        ]
+        await database.execute("delete from leads where id = $1", lead_id)
+        await database.stop()
+        return counts
+
+    assert asyncio.run(find()) == [1] * 6
+
+
 def test_leads_are_looked_up_by_their_rarest_pieces(talks_dsn: str) -> None:
     """ " Za" and its kind instead of those that all leads have."""
 
@@ -203,6 +248,20 @@ def test_leads_are_looked_up_by_their_rarest_pieces(talks_dsn: str) -> None:
     assert len(pieces) == 3
     assert (short.pattern, short.pieces) == (" ab", [1])
     assert (single.pattern, single.pieces) == (" z", [])
+
+
+def test_it_is_leads_that_are_counted(talks_dsn: str) -> None:
+    """A new index says how many entries it has, of which each lead has many."""
+
+    async def ask() -> LeadText:
+        database = Database(talks_dsn, pool_size=2, bus=Bus())
+        await database.start()
+        await database.execute("reindex index leads_search")
+        text = await LeadSearch(database).prepare("ana")
+        await database.stop()
+        return text
+
+    assert asyncio.run(ask()).frequency.rows == CONVERSATIONS
 
 
 def test_beginnings_are_counted() -> None:
