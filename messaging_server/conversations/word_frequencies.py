@@ -55,7 +55,7 @@ class Sample(Struct, frozen=True):
 def _sure_beginnings(parts: list[str]) -> Iterator[str]:
     """The first letters and digits of each.
 
-    Whether accents, vowel signs, fractions or a tag (`<b>`) belong to a word, Postgres decides.
+    Whether accents, vowel signs or fractions belong to a word, Postgres decides.
     """
     for part in parts:
         beginning = "".join(takewhile(_is_of_a_word, part))

@@ -15,8 +15,8 @@ DESCRIPTION = "Lead texts"
 
 # First of all both are locked, leads before conversations, as by those who change or receive one.
 #
-# `lock_lead` reads the lead as it is when it has the lock; who changes the lead later finds this
-# conversation. A transaction that goes on seeing what was there at its beginning would not.
+# `take_lead_text` reads the lead as it is when it has the lock; who changes the lead later finds
+# this conversation. A transaction that goes on seeing what was there at its beginning would not.
 LEAD_TEXTS = r"""
 lock table leads, conversations in access exclusive mode;
 
@@ -51,7 +51,7 @@ create or replace function show_changed_lead() returns trigger
 language plpgsql
 as $$
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
         raise exception 'a lead can be changed only at the isolation level read committed'
             using errcode = 'feature_not_supported',
                 detail = 'Its conversations that came meanwhile would go on showing it as it was.';
