@@ -18,9 +18,8 @@ import litestar
 import msgspec
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
-from litestar.enums import ScopeType
 from litestar.exceptions import InternalServerException
-from litestar.handlers import BaseRouteHandler
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.params import QueryParameter
 from litestar.types import Empty, Scope
 from msgspec import Struct
@@ -239,8 +238,11 @@ def refuse_nul(value: Any, *, path: str) -> None:
 async def authorize(
     connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
 ) -> None:
-    """The guard of every route: a known query, a valid token, the right role, not too often."""
-    if connection.scope["type"] == ScopeType.HTTP:
+    """The guard of every route: a known query, a valid token, the right role, not too often.
+
+    What is mounted has queries of its own.
+    """
+    if isinstance(handler, HTTPRouteHandler):
         checked_query(connection, handler)
     await authorize_caller(connection, handler)
 

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from litestar import asgi
+from litestar.response.redirect import ASGIRedirectResponse
 from litestar.types import Message, Receive, Scope, Send
 from piccolo_admin.endpoints import create_admin
 
@@ -127,6 +128,10 @@ def admin_route(database: Database, passwords: Passwords, limiter: Limiter, bus:
 
     @asgi("/admin", is_mount=True, copy_scope=True, opt=PUBLIC)
     async def admin(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["raw_path"] == b"/admin":  # the page names its files relative to itself
+            await ASGIRedirectResponse("/admin/")(scope, receive, send)
+            return
+
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [

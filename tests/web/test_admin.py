@@ -1,5 +1,6 @@
 """The data browser: for ADMINs, read-only, its sessions end with the user's tokens."""
 
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -41,6 +42,25 @@ def test_an_admin_reads_the_tables(admin: Api, browser: httpx.Client) -> None:
     users = browser.get("/api/tables/users/").json()["rows"]
     assert [user["email"] for user in users] == [admin.user["email"]]
     assert users[0]["password_hash"] is None
+
+
+def test_a_page_of_a_table_as_the_browser_asks_for_it(admin: Api, browser: httpx.Client) -> None:
+    log_in(browser, admin.user["email"])
+    admin.new_conversation()
+    query = {"__readable": "true", "__order": "id", "__page_size": "15", "__page": "1"}
+    for table in ("users", "leads", "conversations", "messages"):
+        answer = browser.get(f"/api/tables/{table}/", params=query)
+        assert answer.status_code == 200, answer.text
+        assert bool(answer.json()["rows"]) is (table != "messages")
+
+
+def test_the_address_without_a_slash_leads_to_the_page(admin: Api) -> None:
+    """Which names its files relative to itself."""
+    answer = httpx.get(f"{admin.url}/admin", follow_redirects=True)
+    assert str(answer.url) == f"{admin.url}/admin/"
+    script = re.search(r'src="\./([^"]+)"', answer.text)
+    assert script
+    assert httpx.get(f"{admin.url}/admin/{script[1]}").status_code == 200
 
 
 def test_nothing_can_be_written(admin: Api, browser: httpx.Client) -> None:
