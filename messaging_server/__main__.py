@@ -8,6 +8,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import errno
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -129,7 +130,9 @@ def run_server(
     configure_logging(config.log)
     listener = serving.listen(config)
     url, data_dir_in_use = serving.url_of(listener), serving.data_dir(config)
-    announce = partial(welcome, config, url, data_dir_in_use)
+    where = {"--config": config_path, "--data-dir": data_dir}
+    given = "".join(f" {name} {shlex.quote(str(path))}" for name, path in where.items() if path)
+    announce = partial(welcome, config, url, data_dir_in_use, given)
     with (
         suppress(serving.Stopped),
         serving.StopSignals() as signals,
@@ -149,14 +152,15 @@ def end_at_once() -> None:
     os._exit(0)
 
 
-def welcome(config: Config, url: str, data_dir: Path) -> None:
+def welcome(config: Config, url: str, data_dir: Path, given: str) -> None:
+    """`given` are the options by which another command finds the same database."""
     database = "database: DATABASE_URL" if config.database.url else "embedded Postgres"
     click.echo(
         f"\n  messaging_server {version('messaging-server')}\n\n"
         f"  Address     {url}\n"
         f"  API         {url}/docs\n"
         f"  Data        {data_dir} ({database})\n"
-        f"  First user  python -m messaging_server create-user you@example.com\n"
+        f"  First user  python -m messaging_server create-user you@example.com{given}\n"
         f"              or POST {url}/api/v1/auth/register; the first user becomes ADMIN\n"
         f"  Stop        Ctrl-C\n",
         err=True,

@@ -199,10 +199,14 @@ def listen(config: Config) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except (OSError, UnicodeError) as error:
+    except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not the name of a host"
         raise StartupError(
-            f"Can't listen on {host}:{port} ({reason}); choose another port with --port"
+            f"Can't listen on {host}:{port} ({reason}); choose another address with --host"
+        ) from None
+    except OSError as error:
+        raise StartupError(
+            f"Can't listen on {host}:{port} ({error.strerror}); choose another port with --port"
         ) from None
     listener.setblocking(False)
     return listener

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -323,6 +324,21 @@ def test_an_end_while_another_server_migrates(
         asyncio.run(wait_and_stop(dsn))
 
 
+def test_the_command_for_the_first_user_finds_the_same_database(folder: Path) -> None:
+    data_dir = folder / "my data"
+    server = LiveServer(environment(DATABASE_URL=""), "--data-dir", str(data_dir))
+    try:
+        server.start()
+        [hint] = re.findall(r"First user  python -m messaging_server (.*)", server.log())
+        assert hint == f"create-user you@example.com --data-dir '{data_dir}'"
+        made = run(*shlex.split(hint), folder=folder, DATABASE_URL="", MESSAGING_PASSWORD=PASSWORD)
+        assert made.stdout == "Created you@example.com (ADMIN).\n", made.stderr
+        with Api(server.url) as nobody:
+            assert nobody.log_in("you@example.com").user["role"] == "ADMIN"
+    finally:
+        server.close()
+
+
 def test_an_impatient_end(folder: Path) -> None:
     """Ctrl-C again and again: it still stops in order, Postgres last."""
     server = LiveServer(environment(DATABASE_URL=""), "--data-dir", str(folder / "data"))
@@ -483,7 +499,7 @@ def test_a_taken_port(folder: Path) -> None:
 @pytest.mark.parametrize("host", ["nowhere.invalid", "a..b", "a" * 300])
 def test_an_unknown_host(folder: Path, host: str) -> None:
     result = run("--host", host, "--data-dir", str(folder / "data"), folder=folder)
-    assert_one_line(result, host, "--port")
+    assert_one_line(result, host, "--host")
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate", "create-user"])

@@ -17,8 +17,18 @@ from messaging_server.models import VISIBLE, Caller, Lead, LeadDetails, Request
 ATTRIBUTES_MAX_BYTES = 16_384
 ATTRIBUTES_MAX_DEPTH = 32
 
-LeadName = Annotated[str, Meta(min_length=1, max_length=200, pattern=VISIBLE)]
-LeadEmail = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^\s*[^\s@]+@[^\s@]+\s*$")]
+LeadName = Annotated[
+    str, Meta(min_length=1, max_length=200, pattern=VISIBLE, examples=["Ana García"])
+]
+LeadEmail = Annotated[
+    str,
+    Meta(
+        min_length=3,
+        max_length=254,
+        pattern=r"^\s*[^\s@]+@[^\s@]+\s*$",
+        examples=["ana@example.com"],
+    ),
+]
 LeadPhone = Annotated[str, Meta(min_length=1, max_length=50)]
 Attributes = dict[Annotated[str, Meta(min_length=1, max_length=100)], Any]
 

@@ -32,7 +32,7 @@ from messaging_server.users import queries
 EMAIL = re.compile(r"[^\s@<>,;]+@[^\s@<>,;.]+(\.[^\s@<>,;.]+)*")
 WRONG_CREDENTIALS = "Wrong e-mail or password"
 
-Email = Annotated[str, Meta(min_length=3, max_length=254)]
+Email = Annotated[str, Meta(min_length=3, max_length=254, examples=["you@example.com"])]
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=VISIBLE)]
 Password = Annotated[str, Meta(max_length=1_000)]
 
