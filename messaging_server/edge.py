@@ -25,7 +25,6 @@ from messaging_server.errors import (
     FieldError,
     Forbidden,
     Unavailable,
-    UnsupportedMediaType,
     ValidationFailed,
 )
 from messaging_server.http import (
@@ -163,10 +162,8 @@ def handle_domain_error(_request: litestar.Request[Any, Any, Any], error: Domain
     return failure_response(error)
 
 
-def handle_bad_body(request: litestar.Request[Any, Any, Any], error: Exception) -> Any:
-    """What decoding raises: msgspec's errors, invalid UTF-8, absurd nesting; or it is packed."""
-    if header(request.scope, b"content-encoding") not in (b"", b"identity"):
-        return failure_response(UnsupportedMediaType("The body must have no Content-Encoding"))
+def handle_bad_body(_request: litestar.Request[Any, Any, Any], error: Exception) -> Any:
+    """What decoding raises: msgspec's errors, invalid UTF-8, absurd nesting."""
     if isinstance(error, msgspec.ValidationError):
         return failure_response(validation_failed(error))
     return failure_response(unreadable("body", error))

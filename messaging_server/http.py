@@ -143,6 +143,8 @@ class Request(litestar.Request[Caller, str, AppState]):
         media_type = header(self.scope, b"content-type").partition(b";")[0].strip().lower()
         if media_type != b"application/json":
             raise errors.UnsupportedMediaType("Content-Type must be application/json")
+        if header(self.scope, b"content-encoding") not in (b"", b"identity"):
+            raise errors.UnsupportedMediaType("The body must have no Content-Encoding")
         value = _decoder(self.route_handler).decode(body)
         if b"\\u0000" in body:
             refuse_nul(msgspec.to_builtins(value), path="")
