@@ -22,7 +22,7 @@ from litestar.exceptions import InternalServerException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.params import QueryParameter
 from litestar.types import Empty, Scope
-from msgspec import Struct
+from msgspec import Struct, inspect
 
 from messaging_server import errors
 from messaging_server.config import Config
@@ -145,7 +145,11 @@ class Request(litestar.Request[Caller, str, AppState]):
             raise errors.UnsupportedMediaType("Content-Type must be application/json")
         if header(self.scope, b"content-encoding") not in (b"", b"identity"):
             raise errors.UnsupportedMediaType("The body must have no Content-Encoding")
-        value = _decoder(self.route_handler).decode(body)
+        decoder = _decoder(self.route_handler)
+        try:
+            value = decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise validation_failed(error, decoder.type) from None
         if b"\\u0000" in body:
             refuse_nul(msgspec.to_builtins(value), path="")
         return value
@@ -322,10 +326,15 @@ def origin_allowed(headers: Headers, allowed_origins: Sequence[str]) -> bool:
 
 _REQUIRED = re.compile(r"Object missing required field `([^`]+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`")
+_STEPS = re.compile(r"[^.\[\]]+|\[[^\]]*\]")
+"""Of a path such as `message.contentType` or `events[2]`."""
 
 
-def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
-    """msgspec's error with the field that it names; a missing field names its parent first."""
+def validation_failed(error: msgspec.ValidationError, kind: Any = None) -> ValidationFailed:
+    """msgspec's error with the field that it names; a missing field names its parent first.
+
+    Where it is known of what `kind` the whole should be, the values of an enum are named.
+    """
     rule, _, where = str(error).partition(" - at ")
     in_key, _, where = where.rpartition("` in `")  # "`key` in `$.attributes`"
     path = where.strip("`").removeprefix("$").lstrip(".")
@@ -334,11 +343,31 @@ def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
     for pattern, text in ((_REQUIRED, "is required"), (_UNKNOWN, "is not a known field")):
         if match := pattern.match(rule):
             return ValidationFailed.of(".".join(filter(None, (path, match[1]))), text)
-    if repr(VISIBLE) in rule:
+    if kind is not None and rule.startswith("Invalid enum value"):
+        allowed = _allowed_values(inspect.type_info(kind), _STEPS.findall(path))
+        rule = f"must be one of {', '.join(allowed)}"
+    elif repr(VISIBLE) in rule:
         rule = "must not be blank"
     elif "matching regex" in rule:
         rule = "does not have the right form"
     return ValidationFailed.of(path or "body", rule[:1].lower() + rule[1:])
+
+
+def _allowed_values(kind: inspect.Type, steps: Sequence[str]) -> list[str]:
+    """Of the enum where `steps` lead: fields by their names, members of a list by anything."""
+    match kind:
+        case inspect.Metadata():
+            return _allowed_values(kind.type, steps)
+        case inspect.UnionType():
+            return [value for each in kind.types for value in _allowed_values(each, steps)]
+        case inspect.StructType() if steps:
+            types = [field.type for field in kind.fields if field.encode_name == steps[0]]
+            return _allowed_values(types[0], steps[1:]) if types else []
+        case inspect.CollectionType() if steps:
+            return _allowed_values(kind.item_type, steps[1:])
+        case inspect.EnumType() if not steps:
+            return [str(member.value) for member in kind.cls]
+    return []
 
 
 def unreadable(what: str, error: Exception) -> ValidationFailed:

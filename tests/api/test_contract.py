@@ -7,6 +7,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from messaging_server.models import WebhookEvent
 from messaging_server.postgres import EmbeddedPostgres
 from tests.api import shapes
 from tests.api.shapes import check
@@ -340,6 +341,37 @@ def test_415(api: Api, content_type: str) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     response = api.http.post("/leads", content=b'{"name":"Ana"}', headers=headers)
     assert_failure(response, 415)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (
+            "/auth/register",
+            {"email": "a@example.com", "password": "correct horse", "role": "BOSS"},
+            "role: must be one of ADMIN, SALES_AGENT",
+        ),
+        ("/inboxes", {"name": "a", "kind": "x"}, "kind: must be one of WIDGET, API"),
+        (
+            "/inbound",
+            {"externalId": "1", "message": {"contentText": "a", "contentType": "text"}},
+            "message.contentType: must be one of TEXT, IMAGE, FILE, AUDIO, VIDEO",
+        ),
+        (
+            "/webhooks",
+            {"url": "https://example.com", "events": ["lead.created", "lead.gone"]},
+            f"events[1]: must be one of {', '.join(WebhookEvent)}",
+        ),
+    ],
+)
+def test_values_that_are_allowed_are_named(
+    api: Api, path: str, body: dict[str, Any], message: str
+) -> None:
+    with api.new_key() as key:
+        sender = key if path == "/inbound" else api
+        response = sender.http.post(path, json=body)
+    assert_failure(response, 400)
+    assert response.json()["error"]["message"] == message
 
 
 @pytest.mark.parametrize("body", [gzip.compress(b'{"name":"Ana"}'), b'{"name":"Ana"}'])
