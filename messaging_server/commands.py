@@ -25,7 +25,7 @@ from messaging_server.config_sources import is_utf_8
 from messaging_server.database import Database
 from messaging_server.errors import DataDirectoryInUse, StartupError, ValidationFailed
 from messaging_server.events import Bus
-from messaging_server.http import validation_failed
+from messaging_server.malformed import validation_failed
 from messaging_server.migrations import migrate
 from messaging_server.models import User
 from messaging_server.postgres import EmbeddedPostgres

@@ -33,8 +33,6 @@ from messaging_server.http import (
     ErrorBody,
     Failure,
     header,
-    unreadable,
-    validation_failed,
 )
 from messaging_server.logs import logged_request_id
 from messaging_server.query import query_parameters
@@ -162,13 +160,6 @@ def handle_domain_error(_request: litestar.Request[Any, Any, Any], error: Domain
     return failure_response(error)
 
 
-def handle_bad_body(_request: litestar.Request[Any, Any, Any], error: Exception) -> Any:
-    """What decoding raises: msgspec's errors, invalid UTF-8, absurd nesting."""
-    if isinstance(error, msgspec.ValidationError):
-        return failure_response(validation_failed(error))
-    return failure_response(unreadable("body", error))
-
-
 _BY_STATUS: dict[int, type[DomainError]] = {
     error.status: error
     for error in (
@@ -239,9 +230,6 @@ def handle_defect(request: litestar.Request[Any, Any, Any], error: Exception) ->
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {
     DomainError: handle_domain_error,
-    msgspec.MsgspecError: handle_bad_body,
-    UnicodeDecodeError: handle_bad_body,
-    RecursionError: handle_bad_body,
     HTTPException: handle_http_exception,
     Exception: handle_defect,
 }

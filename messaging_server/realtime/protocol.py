@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from messaging_server import models
 from messaging_server.errors import DomainError, ValidationFailed
-from messaging_server.http import unreadable, validation_failed
+from messaging_server.malformed import unreadable, validation_failed
 from messaging_server.models import (
     Conversation,
     DeliveryStatus,
